@@ -1,0 +1,158 @@
+"""Train one of the packaged demo separators on speech synthesised with espeak-ng.
+
+    python benchmarks/train_demo.py --separator TDANet
+    python benchmarks/train_demo.py --separator TDANet --steps 500 --run runs/try     # a quick look
+
+Everything goes to the run's folder: the speech, the state (the same command continues an interrupted run), the best
+checkpoint ``demo.pth`` in the authors' format and ``curve.png`` with loss and SI-SNRi. Sizes and settings stand in
+``benchmarks/demos.toml``. Mixtures are made on the fly: two voices of different families, -5 to 5 dB, each resampled
+by a random factor, which moves pitch and formants and so makes new voices of the known ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import soxr
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edgesep import separators, training
+
+HERE = Path(__file__).parent
+
+
+class Speech:
+    """Single-voice clips, mixed on the fly."""
+
+    def __init__(self, path: Path):
+        data = np.load(path)
+        self.clips, self.voice, self.rate = data["clips"], data["voice"], int(data["rate"])
+        self.scale = np.float32(data["scale"])
+
+    def source(self, rng: np.random.Generator, clip: int, samples: int, stretch: float) -> np.ndarray:
+        x = self.clips[clip].astype(np.float32) * self.scale
+        if stretch != 1:
+            x = soxr.resample(x, self.rate, self.rate * stretch, quality="LQ")
+        start = int(rng.integers(0, max(1, x.size - samples + 1)))
+        return np.pad(x[start : start + samples], (0, max(0, samples - x.size + start)))
+
+    def mixtures(self, rng: np.random.Generator, batch: int, samples: int, augment: bool) -> tuple[Tensor, Tensor]:
+        """(mixture (batch, samples), sources (batch, 2, samples))."""
+        out = np.empty((batch, 2, samples), np.float32)
+        for b in range(batch):
+            first, second = rng.integers(len(self.clips), size=2)
+            while self.voice[first] == self.voice[second]:
+                second = rng.integers(len(self.clips))
+            ratio_db = rng.uniform(-5, 5)
+            level = 10 ** (rng.uniform(-30, -20) / 20)
+            for s, (clip, sign) in enumerate(((first, 1), (second, -1))):
+                stretch = float(np.exp(rng.uniform(-0.2, 0.2))) if augment else 1.0
+                out[b, s] = self.source(rng, clip, samples, stretch) * level * 10 ** (sign * ratio_db / 40)
+        sources = torch.from_numpy(out)
+        return sources.sum(1), sources
+
+
+def speech(run: Path, split: str, rate: int, utterances: int) -> Speech:
+    path = run / f"speech_{split}_{rate}.npz"
+    if not path.exists():
+        script = HERE.parent / "calibration" / "synthesise.py"
+        beside = path.with_name("partial.npz")
+        command = [sys.executable, script, "speech", "--split", split, "--rate", str(rate), "--utterances", str(utterances)]
+        subprocess.run([*command, "--out", beside], check=True)
+        beside.replace(path)
+    return Speech(path)
+
+
+def draw(curve: tuple[tuple[int, float, float], ...], title: str, out: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps, losses, scores = zip(*curve, strict=True)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(steps, losses)
+    left.set(xlabel="step", ylabel="training loss (dB)")
+    right.plot(steps, scores, color="tab:green")
+    right.set(xlabel="step", ylabel="SI-SNRi, validation voices (dB)")
+    figure.suptitle(title)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    demos = tomllib.loads((HERE / "demos.toml").read_text())
+    parser.add_argument("--separator", choices=sorted(demos), default="TDANet")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--steps", type=int, help="default: as in demos.toml")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    demo = demos[args.separator]
+    run: Path = args.run or Path("runs") / args.separator
+    run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(demo["seed"])
+    rate, samples = demo["sample_rate"], int(demo["seconds"] * demo["sample_rate"])
+    steps = args.steps or demo["steps"]
+
+    train = speech(run, "train", rate, demo["utterances"])
+    heldout = speech(run, "valid", rate, 300)
+    test_mixture, test_sources = heldout.mixtures(np.random.default_rng(1), 48, 3 * rate, augment=False)
+    module_of = next(m for m in separators.separator_modules() if args.separator in m.NAMES)
+    separator = module_of.create(demo["config"], rate)
+    module = separator.module.to(memory_format=torch.channels_last)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        return train.mixtures(np.random.default_rng([demo["seed"], step]), demo["batch"], samples, augment=True)
+
+    def validate(module: nn.Module) -> float:
+        gained = []
+        for m, s in zip(test_mixture.split(8), test_sources.split(8), strict=True):
+            before = training.si_snr_db(m[:, None].expand_as(s), s).mean(1)
+            gained.append(training.pit_db(module(m), s, training.si_snr_db) - before)
+        return float(torch.cat(gained).mean())
+
+    started = time.time()
+    bar = tqdm(total=steps, desc=args.separator, unit="step", mininterval=5 if sys.stderr.isatty() else 60)
+
+    def on_step(step: int, loss: float) -> None:
+        bar.update(step - bar.n)
+
+    def on_validation(progress: training.Progress, module: nn.Module) -> None:
+        step, loss, score = progress.curve[-1]
+        tqdm.write(f"step {step:6d}  loss {loss:7.2f} dB  SI-SNRi {score:6.2f} dB  {time.time() - started:6.0f} s")
+        draw(progress.curve, f"{args.separator}: {separator.parameters:,} parameters, {rate} Hz", run / "curve.png")
+        if score == progress.best_db:
+            conf = {
+                "audionet": {"audionet_name": separator.name, "audionet_config": separator.config},
+                "datamodule": {"data_config": {"sample_rate": rate}},
+            }
+            state = {k: v.contiguous() for k, v in module_of.to_authors(module).items()}
+            torch.save({"model_name": separator.name, "state_dict": state, "conf": conf}, run / "demo.pth")
+            (run / "demo.json").write_text(json.dumps({"step": step, "valid_si_snri_db": score, **demo}, indent=1))
+
+    training.fit(
+        module,
+        batches,
+        steps,
+        validate,
+        lr=demo["lr"],
+        every=demo["validate_every"],
+        state_path=run / "state.pt",
+        on_step=on_step,
+        on_validation=on_validation,
+    )
+
+
+if __name__ == "__main__":
+    main()

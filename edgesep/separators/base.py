@@ -1,0 +1,192 @@
+"""What a separator is to the rest of the library, and how a checkpoint file is read.
+
+One file per separator in this folder; ``edgesep.separators.load`` finds it by the names it declares.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from edgesep.spec import InputError, TensorSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file's content, before anyone knows whether it fits.
+
+    Attributes:
+        path: where it came from, for messages.
+        state: tensors by key, prefixes of Lightning removed.
+        model: class name from the configuration or the file, if either says.
+        config: the architecture's arguments (``audionet_config``).
+        sample_rate_hz: from the configuration, if it says.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    model: str | None
+    config: dict[str, Any]
+    sample_rate_hz: int | None
+
+
+@dataclass(frozen=True)
+class Separator:
+    """A trained separator, ready to be lowered, compressed and exported.
+
+    Calling it runs the float original: ``(batch, samples)`` or ``(samples,)`` float32, array or tensor →
+    ``(batch, sources, samples)`` tensor (without the batch axis for one-dimensional input).
+
+    Attributes:
+        name: class name of the architecture as its authors spell it.
+        module: eval-mode module over the tensors that ``inputs`` names.
+        config: arguments that rebuild ``module``; stored in the manifest.
+        causal: whether no output depends on later input beyond ``algorithmic_latency_ms``.
+        algorithmic_latency_ms: None for offline separators.
+        keep_float: names of submodules that must not be quantized (model input and output).
+        keep_shape: names of submodules whose output channels must not be pruned.
+        note: one line that the user must know, or empty.
+    """
+
+    name: str
+    module: nn.Module
+    config: dict[str, Any]
+    sample_rate_hz: int
+    sources: int
+    parameters: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    causal: bool = False
+    algorithmic_latency_ms: float | None = None
+    keep_float: tuple[str, ...] = ()
+    keep_shape: tuple[str, ...] = ()
+    note: str = ""
+
+    def __call__(self, mixture: np.ndarray | Tensor) -> Tensor:
+        x = torch.as_tensor(mixture, dtype=torch.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] == 0:
+            raise ValueError(f"mixture must be (batch, samples) or (samples,) with samples ≥ 1, got {tuple(x.shape)}")
+        with torch.inference_mode():
+            y: Tensor = self.module(torch.atleast_2d(x))
+        return y[0] if x.ndim == 1 else y
+
+    def example_inputs(self, samples: int, batch: int = 1) -> tuple[Tensor, ...]:
+        """Deterministic noise of the right shapes, for tracing and counting."""
+        r = torch.Generator().manual_seed(0)
+        return (0.1 * torch.randn(batch, samples, generator=r),)
+
+
+def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read a checkpoint in any of the three formats users have.
+
+    ``best_model.pth`` with ``conf.yml`` beside it (found there when ``config`` is not given), a Lightning ``.ckpt``,
+    or a bare state dict. Loaded with ``weights_only=True``: a file that carries code is refused.
+
+    Raises:
+        InputError: missing, truncated or foreign file; unreadable configuration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist; give the path of a .pth or .ckpt file")
+    try:
+        raw = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        reason = str(e).splitlines()[0]
+        if "Weights only" in reason or "GLOBAL" in str(e):
+            raise InputError(
+                f"checkpoint {path} holds Python code beside its weights and was not loaded; save only its state dict"
+                " with torch.save(model.state_dict(), ...)"
+            ) from e
+        raise InputError(f"checkpoint {path} is not a PyTorch checkpoint or is damaged; copy it again") from e
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, UnicodeDecodeError) as e:
+        raise InputError(f"checkpoint {path} is truncated or damaged ({type(e).__name__}); copy it again") from e
+    if not isinstance(raw, dict):
+        raise InputError(f"checkpoint {path} holds a {type(raw).__name__}, expected a state dict")
+
+    model = raw.get("model_name") if isinstance(raw.get("model_name"), str) else None
+    conf = _read_config(path, config, raw.get("conf"))
+    net = conf.get("audionet", {}) or {}
+    state = raw.get("state_dict", raw)
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"checkpoint {path} holds no tensors, expected a state dict or a file with 'state_dict'")
+    state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    if any(k.startswith("audio_model.") for k in state):
+        state = {k.removeprefix("audio_model."): v for k, v in state.items() if k.startswith("audio_model.")}
+    rate = ((conf.get("datamodule") or {}).get("data_config") or {}).get("sample_rate")
+    return Checkpoint(
+        path=path,
+        state=state,
+        model=net.get("audionet_name", model),
+        config=dict(net.get("audionet_config") or {}),
+        sample_rate_hz=None if rate is None else int(rate),
+    )
+
+
+def _read_config(path: Path, config: str | Path | Mapping[str, Any] | None, embedded: Any) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return dict(config)
+    if config is None:
+        if isinstance(embedded, dict):
+            return embedded
+        beside = path.with_name("conf.yml")
+        if not beside.is_file():
+            return {}
+        config = beside
+    if not Path(config).is_file():
+        raise InputError(f"configuration {config} does not exist; give the conf.yml saved beside the checkpoint")
+    try:
+        conf = yaml.safe_load(Path(config).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"configuration {config} is not valid YAML: {str(e).splitlines()[0]}") from e
+    if not isinstance(conf, dict):
+        raise InputError(f"configuration {config} holds no 'audionet' section; give the conf.yml of the training run")
+    return conf
+
+
+def settle(checkpoint: Checkpoint, shapes: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Combine what the weights' shapes determine with the configuration, and refuse contradictions.
+
+    Args:
+        shapes: sizes read from the state dict.
+        known: further names the configuration may hold.
+    """
+    for key, value in checkpoint.config.items():
+        if key in shapes and int(value) != shapes[key]:
+            raise InputError(
+                f"configuration says {key} = {value}, but the weights in {checkpoint.path} have {shapes[key]};"
+                " give the conf.yml of this checkpoint"
+            )
+    allowed = set(known)
+    return {**{k: v for k, v in checkpoint.config.items() if k in allowed}, **shapes}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path, ignore: Callable[[str], bool]) -> None:
+    """Copy ``state`` into ``module``; unit axes are added where the module's Conv2d stands for a Conv1d.
+
+    Raises:
+        InputError: keys or shapes that do not fit; the first few of each kind are listed.
+    """
+    want = module.state_dict()
+    missing = [k for k in want if k not in state]
+    extra = [k for k in state if k not in want and not ignore(k)]
+    fitted = {k: state[k].reshape(v.shape) for k, v in want.items() if k in state and same_but_unit(state[k], v)}
+    wrong = [f"{k} {tuple(state[k].shape)}" for k in want if k in state and k not in fitted]
+    if missing or extra or wrong:
+        parts = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
+        said = "; ".join(f"{len(v)} {kind} ({', '.join(v[:3])}{', …' if len(v) > 3 else ''})" for kind, v in parts if v)
+        raise InputError(f"the weights in {source} are not those of this separator: {said}; check name and config")
+    module.load_state_dict(fitted)
+
+
+def same_but_unit(a: Tensor, b: Tensor) -> bool:
+    return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
