@@ -5,7 +5,9 @@ One file per separator in this folder; ``edgesep.separators.load`` finds it by t
 
 from __future__ import annotations
 
+import copy
 import io
+import itertools
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +55,7 @@ class Separator:
         config: arguments that rebuild ``module``; stored in the manifest.
         causal: whether no output depends on later input beyond ``algorithmic_latency_ms``.
         algorithmic_latency_ms: None for offline separators.
+        min_samples: shortest mixture the architecture takes.
         keep_float: names of submodules that must not be quantized (model input and output).
         keep_shape: names of submodules whose output channels must not be pruned.
         note: one line that the user must know, or empty.
@@ -68,14 +71,17 @@ class Separator:
     outputs: tuple[TensorSpec, ...]
     causal: bool = False
     algorithmic_latency_ms: float | None = None
+    min_samples: int = 1
     keep_float: tuple[str, ...] = ()
     keep_shape: tuple[str, ...] = ()
     note: str = ""
 
     def __call__(self, mixture: np.ndarray | Tensor) -> Tensor:
         x = torch.as_tensor(mixture, dtype=torch.float32)
-        if x.ndim not in (1, 2) or x.shape[-1] == 0:
-            raise ValueError(f"mixture must be (batch, samples) or (samples,) with samples ≥ 1, got {tuple(x.shape)}")
+        if x.ndim not in (1, 2) or x.shape[-1] < self.min_samples:
+            raise ValueError(
+                f"mixture must be (batch, samples) or (samples,) with samples ≥ {self.min_samples}, got {tuple(x.shape)}"
+            )
         with torch.inference_mode():
             y: Tensor = self.module(torch.atleast_2d(x))
         return y[0] if x.ndim == 1 else y
@@ -190,3 +196,22 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path, ign
 
 def same_but_unit(a: Tensor, b: Tensor) -> bool:
     return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
+
+
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """A second module around the same parameters and buffers."""
+    shared = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(t): t for t in shared})
+
+
+def unrolled(module: nn.Module) -> nn.Module:
+    """A copy in which iterated blocks are distinct modules that share their parameters.
+
+    Quantizers key their observers by module: one module called n times would get one activation range for all
+    iterations, or be refused.
+    """
+    module = sharing_copy(module)
+    for part in list(module.modules()):
+        if callable(unroll := getattr(part, "unroll", None)):
+            unroll()
+    return module

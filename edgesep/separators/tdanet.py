@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.separators.base import Checkpoint, Separator, load_state, settle
+from edgesep.separators.base import Checkpoint, Separator, load_state, settle, sharing_copy
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("TDANet", "TDANetBest")
@@ -81,11 +81,12 @@ class Windows:
         start = (i * length) // pooled
         end = -((-(i + 1) * length) // pooled)
         at = start[:, None] + span
-        self.index = at.clamp(max=length - 1)
+        self.index = at.clamp(max=length - 1).flatten()
         self.weight = (at < end[:, None]).to(like.dtype) / (end - start)[:, None].to(like.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x[..., self.index] * self.weight).sum(-1)
+        taken = x.index_select(-1, self.index).unflatten(-1, self.weight.shape)
+        return (taken * self.weight).sum(-1)
 
 
 class SelfAttention(nn.Module):
@@ -219,10 +220,17 @@ class Recurrent(nn.Module):
         self.iterations = iterations
         self.concat_block = nn.Sequential(conv(bottleneck, bottleneck, groups=bottleneck), nn.PReLU())
 
+    def unroll(self) -> None:
+        """Give every iteration modules of its own around the shared parameters (see ``separators.base.unrolled``)."""
+        self.unets = nn.ModuleList(sharing_copy(self.unet) for _ in range(self.iterations))
+        self.concat_blocks = nn.ModuleList(sharing_copy(self.concat_block) for _ in range(1, self.iterations))
+
     def forward(self, mixture: Tensor) -> Tensor:
-        x = self.unet(mixture)
-        for _ in range(1, self.iterations):
-            x = self.unet(self.concat_block(mixture + x))
+        unets = getattr(self, "unets", [self.unet] * self.iterations)
+        concat_blocks = getattr(self, "concat_blocks", [self.concat_block] * (self.iterations - 1))
+        x = unets[0](mixture)
+        for concat, unet in zip(concat_blocks, unets[1:], strict=True):
+            x = unet(concat(mixture + x))
         return x
 
 
@@ -341,6 +349,7 @@ def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int
         parameters=parameters,
         inputs=(TensorSpec("mixture", ("batch", "samples")),),
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
+        min_samples=module.kernel,  # below one window the frame count's arithmetic goes negative
         keep_float=("encoder", "decoder"),
         keep_shape=("encoder", "mask_net.1", "decoder"),
     )

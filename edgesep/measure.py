@@ -1,0 +1,162 @@
+"""Latency and memory of a runner, one query after the other (MLPerf's SingleStream).
+
+Runs as a program of its own (``python -m edgesep.measure``, JSON in, JSON out), so that peak memory and load time
+belong to one artifact and not to whatever ran before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesep.runtimes import runtime
+from edgesep.spec import EdgesepError, VerificationError
+
+#: percentile → queries needed before it is reported (MLPerf's early-stopping counts, confidence 0.99)
+QUERIES_FOR = {50: 1, 90: 64, 99: 662}
+
+
+def percentiles(times_ms: list[float]) -> dict[str, float | None]:
+    """p50, p90 and p99 in ms; None where there are too few queries for the percentile to mean anything."""
+    return {
+        f"p{p}_ms": round(float(np.percentile(times_ms, p)), 4) if len(times_ms) >= need else None
+        for p, need in QUERIES_FOR.items()
+    }
+
+
+def time_ms(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def latencies_ms(call: Callable[[], Any], seconds: float, least: int = 10, most: int = 1000) -> list[float]:
+    """Warm up (three calls and a fifth of the time), then time calls for ``seconds``."""
+    until = time.perf_counter() + seconds / 5
+    for i in range(most):
+        call()
+        if i >= 2 and time.perf_counter() > until:
+            break
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < least or (time.perf_counter() < until and len(times) < most):
+        times.append(time_ms(call))
+    return times
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the artifact."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "isa": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp") if f in _flags()],
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _cpuinfo(key: str) -> str:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.lower().startswith(key):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _flags() -> list[str]:
+    return (_cpuinfo("flags") or _cpuinfo("features")).split()
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Load and time one artifact in this process.
+
+    Args:
+        job: runtime, folder, files, precision, threads, inputs (name → shape), seconds.
+
+    Returns:
+        load time, percentiles in ms, number of queries, peak RSS of the process in MB.
+    """
+    before_mb = peak_rss_mb()
+    module = runtime(job["runtime"])
+    runner = module.Runner(Path(job["folder"]), job["files"], job["precision"], job["threads"])
+    rng = np.random.default_rng(0)
+    feeds = {name: (0.1 * rng.standard_normal(shape)).astype(np.float32) for name, shape in job["inputs"].items()}
+    start = time.perf_counter()
+    with runner:
+        load_ms = (time.perf_counter() - start) * 1e3
+        times = latencies_ms(lambda: runner.run(feeds), job["seconds"])
+    return {
+        "load_ms": round(load_ms, 1),
+        "queries": len(times),
+        **percentiles(times),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "start_rss_mb": round(before_mb, 1),
+        "runtime_version": module.version(),
+    }
+
+
+def peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def measure_apart(job: Mapping[str, Any]) -> dict[str, Any]:
+    """``measure`` in a fresh process.
+
+    Raises:
+        VerificationError: the process failed; its last line is the message.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "edgesep.measure"], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise VerificationError(f"measuring {job['runtime']} {job['precision']} failed: {said[-1]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def paired_ms(calls: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Time several calls A B C A B C ... in one run, so that whatever else the machine does hits all alike."""
+    for call in calls.values():
+        for _ in range(2):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    until = time.perf_counter() + seconds
+    while min(map(len, times.values())) < least or time.perf_counter() < until:
+        for name, call in calls.items():
+            times[name].append(time_ms(call))
+    return times
+
+
+def main() -> None:
+    try:
+        print(json.dumps(measure(json.load(sys.stdin))))
+    except EdgesepError as e:
+        sys.exit(str(e))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The runtimes. The folder is the registry: one file per runtime, imported by name and only when asked for.
+
+A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(model, folder, precision, samples)`` →
+file names, and ``Runner(folder, files, precision, threads)``. It imports its own package and never torch
+(``eager`` excepted).
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+from edgesep.spec import UnsupportedError
+
+__all__ = ["names", "runtime"]
+
+
+def names() -> list[str]:
+    """Every runtime in this folder."""
+    return sorted(i.name for i in pkgutil.iter_modules(__path__) if i.name != "base")
+
+
+def runtime(name: str) -> ModuleType:
+    """The runtime module of that name, its package imported.
+
+    Raises:
+        UnsupportedError: no such runtime, or its package is not installed.
+    """
+    if name not in names():
+        raise UnsupportedError(f"runtime {name!r} is not known, known are {', '.join(names())}")
+    try:
+        return import_module(f"{__name__}.{name}")
+    except ImportError as e:
+        package = {"eager": "edgesep[build]", "tensorrt": "tensorrt-rtx"}.get(name, name)
+        raise UnsupportedError(
+            f"runtime {name!r} is not installed here ({e}); install it with: pip install {package}"
+        ) from e

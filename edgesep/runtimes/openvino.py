@@ -1,0 +1,67 @@
+"""OpenVINO, CPU device. The inference precision is always pinned: its own default on CPUs with bf16 is bf16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import openvino
+
+from edgesep.spec import UnsupportedError, VerificationError
+
+PACKAGE = "openvino"
+#: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
+PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+
+
+def version() -> str:
+    return str(openvino.__version__).split("-")[0]
+
+
+def build(model: Path, folder: Path, precision: str, samples: tuple[int, int, int]) -> list[str]:  # noqa: ARG001
+    """Convert to IR; weights stay float32, because compressed ones are not the weights that were verified."""
+    if precision not in PRECISIONS:
+        raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
+    name = f"{precision}.xml"
+    openvino.save_model(openvino.Core().read_model(model), folder / name, compress_to_fp16=False)
+    return [name, f"{precision}.bin"]
+
+
+class Runner:
+    """A compiled model with one inference request.
+
+    Args:
+        threads: inference threads; None leaves the choice to OpenVINO.
+    """
+
+    def __init__(self, folder: Path, files: list[str], precision: str, threads: int | None = None):
+        if precision not in PRECISIONS:
+            raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
+        self.model, self.precision, self.threads = folder / files[0], precision, threads
+
+    def __enter__(self) -> Self:
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if self.threads:
+            options["INFERENCE_NUM_THREADS"] = self.threads
+        try:
+            compiled = openvino.Core().compile_model(self.model, "CPU", options)
+        except RuntimeError as e:
+            raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
+        self._request = compiled.create_infer_request()
+        self._outputs = [(o.any_name, o) for o in compiled.outputs]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._request
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        result = self._request.infer(dict(feeds))
+        return {name: np.array(result[port]) for name, port in self._outputs}
