@@ -68,7 +68,17 @@ def speech(run: Path, split: str, rate: int, utterances: int) -> Speech:
     if not path.exists():
         script = HERE.parent / "calibration" / "synthesise.py"
         beside = path.with_name("partial.npz")
-        command = [sys.executable, script, "speech", "--split", split, "--rate", str(rate), "--utterances", str(utterances)]
+        command = [
+            sys.executable,
+            script,
+            "speech",
+            "--split",
+            split,
+            "--rate",
+            str(rate),
+            "--utterances",
+            str(utterances),
+        ]
         subprocess.run([*command, "--out", beside], check=True)
         beside.replace(path)
     return Speech(path)
@@ -125,7 +135,7 @@ def main() -> None:
     started = time.time()
     bar = tqdm(total=steps, desc=args.separator, unit="step", mininterval=5 if sys.stderr.isatty() else 60)
 
-    def on_step(step: int, loss: float) -> None:
+    def on_step(step: int, _: float) -> None:
         bar.update(step - bar.n)
 
     def on_validation(progress: training.Progress, module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Make the packaged mixture sets and the training speech with espeak-ng.
 
-    python calibration/synthesise.py sets                        # calibration/calibration and calibration/test, as shipped
+    python calibration/synthesise.py sets              # calibration/calibration and calibration/test, as shipped
     python calibration/synthesise.py speech --split train --utterances 9000 --out speech_train.npz
 
 Needs espeak-ng (Debian: apt install espeak-ng), numpy, scipy, soundfile and soxr. Voices are espeak-ng's voice
@@ -28,25 +28,27 @@ SEED = 2024
 #: Left out: whispers have no voicing at all, "fast" is a speed setting, "announcer" plays a jingle.
 EXCLUDED = {"whisper", "whisperf", "fast", "announcer"}
 LANGUAGES = ("en-us", "en-gb", "de", "fr-fr", "es", "it", "pt-br", "nl", "pl", "sv", "fi", "cs", "tr", "ro", "hu", "id")
-WORDS = """able about above accept across action afternoon again agree almost along always among animal answer apple
-around arrive autumn average balance basket beautiful because become before behind believe below bicycle birthday
-blanket blossom bottle bridge bright bring brother build button candle captain careful carry castle catch ceiling
-certain change children choose circle clever climb cloudy coffee collect colour common company copper corner cotton
-country cousin cover create curious curtain damage dance danger daughter deliver desert different dinner discover
-distance doctor double dream during early easily electric eleven empty engine enough evening every exactly example
-factory family famous farmer father feather fellow festival field finger finish flower follow foreign forest forget
-forward freedom friend garden gather gentle giant glass golden grandmother ground guitar hammer happen harbour
-healthy heavy helpful history holiday honest hospital hungry imagine important inside island jacket journey kitchen
-knowledge ladder language laughter leather lesson letter library listen little lonely machine manage market matter
-meadow measure medicine member message middle million minute mirror moment morning mountain music narrow nation
-nature necessary needle neighbour never number ocean offer office orange ordinary other painter paper parent patient
-pepper perhaps picture pillow planet pleasant pocket police popular potato practice present promise proud purple
-question quickly quiet rabbit railway rather reason remember repair return river rocket rubber sailor salad school
-season second secret seldom seven shadow shallow shelter shoulder silver simple sister sleepy smooth soldier special
-spider spring square station story strange stream student sudden sugar summer supper surface table teacher temple
-theatre thirsty thousand thunder ticket together tomorrow travel trouble turtle twenty umbrella uncle under useful
-valley vegetable village violin visitor voyage waiter wander water weather welcome whistle window winter without
-wonderful wooden worker yellow yesterday young""".split()
+WORDS = """
+able about above accept across action afternoon again agree almost along always among animal answer apple around
+arrive autumn average balance basket beautiful because become before behind believe below bicycle birthday blanket
+blossom bottle bridge bright bring brother build button candle captain careful carry castle catch ceiling certain
+change children choose circle clever climb cloudy coffee collect colour common company copper corner cotton country
+cousin cover create curious curtain damage dance danger daughter deliver desert different dinner discover distance
+doctor double dream during early easily electric eleven empty engine enough evening every exactly example factory
+family famous farmer father feather fellow festival field finger finish flower follow foreign forest forget forward
+freedom friend garden gather gentle giant glass golden grandmother ground guitar hammer happen harbour healthy heavy
+helpful history holiday honest hospital hungry imagine important inside island jacket journey kitchen knowledge
+ladder language laughter leather lesson letter library listen little lonely machine manage market matter meadow
+measure medicine member message middle million minute mirror moment morning mountain music narrow nation nature
+necessary needle neighbour never number ocean offer office orange ordinary other painter paper parent patient pepper
+perhaps picture pillow planet pleasant pocket police popular potato practice present promise proud purple question
+quickly quiet rabbit railway rather reason remember repair return river rocket rubber sailor salad school season
+second secret seldom seven shadow shallow shelter shoulder silver simple sister sleepy smooth soldier special spider
+spring square station story strange stream student sudden sugar summer supper surface table teacher temple theatre
+thirsty thousand thunder ticket together tomorrow travel trouble turtle twenty umbrella uncle under useful valley
+vegetable village violin visitor voyage waiter wander water weather welcome whistle window winter without wonderful
+wooden worker yellow yesterday young
+""".split()  # noqa: SIM905 (a list of 300 quoted words is unreadable)
 
 
 def families() -> dict[str, list[str]]:

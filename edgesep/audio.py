@@ -33,7 +33,9 @@ def read(path: str | Path, rate_hz: int | None = None) -> tuple[np.ndarray, int]
     if data.shape[0] == 0:
         raise InputError(f"audio file {path} is empty (0 samples)")
     if data.shape[1] > 2:
-        raise InputError(f"audio file {path} has {data.shape[1]} channels; give mono or stereo, or pick a channel first")
+        raise InputError(
+            f"audio file {path} has {data.shape[1]} channels; give mono or stereo, or pick a channel first"
+        )
     if not np.isfinite(data).all():
         raise InputError(f"audio file {path} holds NaN or infinite samples; repair or re-encode it")
     signal = data.mean(axis=1, dtype=np.float32)

@@ -62,7 +62,9 @@ class MixtureSet:
         else:
             raise InputError(f"mixture set {path} does not exist; give a folder with mix*/, s1/, s2/ or a CSV file")
         if not rows:
-            raise InputError(f"mixture set {path} is empty; expected .wav or .flac files in {path}/mix*/ and {path}/s1/")
+            raise InputError(
+                f"mixture set {path} is empty; expected .wav or .flac files in {path}/mix*/ and {path}/s1/"
+            )
         return cls(path, tuple(rows), sample_rate_hz)
 
     def __len__(self) -> int:

@@ -28,7 +28,8 @@ EXAMPLE_S = 1.03  # length of the example; no multiple of any stride in use
 def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], ...]:
     """One entry per input: its named axes as dynamic dimensions."""
     dims = {name: torch.export.Dim(name) for spec in separator.inputs for name in spec.shape if isinstance(name, str)}
-    dims["samples"] = torch.export.Dim("samples", min=separator.min_samples)
+    # The bound keeps shape guards of very short lengths out of the trace; the graph itself is not bound by it.
+    dims["samples"] = torch.export.Dim("samples", min=separator.sample_rate_hz // 4)
     return tuple({i: dims[n] for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in separator.inputs)
 
 

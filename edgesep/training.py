@@ -45,7 +45,7 @@ def pit_db(estimates: Tensor, references: Tensor, metric: Callable[[Tensor, Tens
     return torch.stack(scores).amax(0)
 
 
-def pit_snr_loss(mixture: Tensor, estimates: Tensor, references: Tensor) -> Tensor:
+def pit_snr_loss(_: Tensor, estimates: Tensor, references: Tensor) -> Tensor:
     """Negative PIT SNR, levelled off at 30 dB so that easy mixtures do not crowd out the hard ones."""
     ratio = 10 ** (-pit_db(estimates, references, snr_db) / 10)
     return (10 * torch.log10(ratio + 1e-3)).mean()
@@ -105,7 +105,7 @@ def fit(
         mixture, sources = batches(step)
         value = loss(mixture, module(mixture), sources)
         optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
         if torch.isfinite(norm):  # one bad batch must not end a run of hours
             optimizer.step()
@@ -135,7 +135,12 @@ def fit(
 
 
 def _save(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Tensor], stale: int
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    best: dict[str, Tensor],
+    stale: int,
 ) -> None:
     state = {
         "module": module.state_dict(),

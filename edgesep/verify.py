@@ -80,7 +80,9 @@ class Quality:
 
 
 def quality(
-    separate: Separate, items: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], tick: Callable[[], None] = lambda: None
+    separate: Separate,
+    items: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    tick: Callable[[], None] = lambda: None,
 ) -> Quality:
     """Run ``separate`` over (mixture, sources, original's estimates) and judge it.
 
@@ -131,7 +133,9 @@ def shapes_snr_db(separate: Separate, cases: Iterable[tuple[np.ndarray, np.ndarr
     return min(output_snr_db(separate(mixture), original) for mixture, original in cases)
 
 
-def misses(quality: Quality, shapes_db: float | None, rtf: float | None, precision: str, criteria: Criteria) -> list[str]:
+def misses(
+    quality: Quality, shapes_db: float | None, rtf: float | None, precision: str, criteria: Criteria
+) -> list[str]:
     """What an artifact fails, one sentence each; empty when it may be released."""
     said = []
     if criteria.max_si_snr_drop_db is not None and not quality.drop_db <= criteria.max_si_snr_drop_db:

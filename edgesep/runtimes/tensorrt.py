@@ -86,4 +86,4 @@ class Runner:
     ) -> None: ...
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        raise UnsupportedError(f"{self.engine.name} needs its NVIDIA GPU to run")
+        raise UnsupportedError(f"{self.engine.name} needs its NVIDIA GPU to run, cannot take {', '.join(feeds)} here")

@@ -11,7 +11,7 @@ import itertools
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Separator:
         x = torch.as_tensor(mixture, dtype=torch.float32)
         if x.ndim not in (1, 2) or x.shape[-1] < self.min_samples:
             raise ValueError(
-                f"mixture must be (batch, samples) or (samples,) with samples ≥ {self.min_samples}, got {tuple(x.shape)}"
+                f"mixture must be (batch, samples) or (samples,), samples ≥ {self.min_samples}, got {tuple(x.shape)}"
             )
         with torch.inference_mode():
             y: Tensor = self.module(torch.atleast_2d(x))
@@ -215,3 +215,25 @@ def unrolled(module: nn.Module) -> nn.Module:
         if callable(unroll := getattr(part, "unroll", None)):
             unroll()
     return module
+
+
+def resize(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a module the sizes and values of a pruned state dict of it."""
+    for name, part in module.named_modules():
+        own = {k: state[f"{name}.{k}" if name else k] for k in part.state_dict() if "." not in k}
+        for key, value in own.items():
+            if key in part._parameters:
+                part._parameters[key] = nn.Parameter(value.clone(), requires_grad=True)
+            else:
+                part._buffers[key] = value.clone()
+        if isinstance(part, nn.Conv2d):
+            depthwise = part.groups > 1
+            part.out_channels = own["weight"].shape[0]
+            part.groups = part.out_channels if depthwise else 1
+            part.in_channels = own["weight"].shape[1] * part.groups
+        elif isinstance(part, nn.Linear):
+            part.out_features, part.in_features = own["weight"].shape
+        elif isinstance(part, nn.GroupNorm):
+            part.num_channels = own["weight"].numel()
+        elif isinstance(part, nn.LayerNorm):
+            part.normalized_shape = tuple(own["weight"].shape)

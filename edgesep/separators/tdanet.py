@@ -89,18 +89,43 @@ class Windows:
         return (taken * self.weight).sum(-1)
 
 
+class Positions(nn.Module):
+    """Adds sine and cosine positions to ``(B, 1, L, C)``.
+
+    The authors store a table of 10,000 rows (20 MB at the published size). It is sin/cos of position x rate, so the
+    graph computes the few rows it needs from one vector.
+    """
+
+    rate: Tensor
+    is_sine: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        rate = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * -(math.log(10000.0) / channels))
+        self.register_buffer("rate", rate.repeat_interleave(2)[:channels].clone())
+        self.register_buffer("is_sine", torch.arange(channels) % 2 == 0)
+
+    @property
+    def channels(self) -> int:
+        return self.rate.numel()
+
+    def keep_channels(self, keep: list[int]) -> None:
+        """Follow a pruning of the channels around this module."""
+        self.rate, self.is_sine = self.rate[keep], self.is_sine[keep]
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[2], device=x.device).to(torch.float32)[:, None] * self.rate
+        return x + torch.where(self.is_sine, at.sin(), at.cos())
+
+
 class SelfAttention(nn.Module):
     """Norm, positions, attention (see the module's note on its axis), residual *within* the attention, norm."""
 
     def __init__(self, channels: int, attention: Literal["batch", "time"]):
         super().__init__()
-        self.channels, self.heads = channels, HEADS
+        self.heads = HEADS
         self.over_time = attention == "time"
-        rate = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * -(math.log(10000.0) / channels))
-        # The authors store a table of 10,000 positions (20 MB at the published size). It is sin/cos of
-        # position x rate, so the graph computes the few rows it needs from this vector.
-        self.register_buffer("rate", rate.repeat_interleave(2)[:channels].clone(), persistent=False)
-        self.register_buffer("is_sine", torch.arange(channels) % 2 == 0, persistent=False)
+        self.positions = Positions(channels)
         self.attn_in_norm = nn.LayerNorm(channels)
         if self.over_time:
             self.query = conv(channels, channels)
@@ -109,14 +134,8 @@ class SelfAttention(nn.Module):
         self.out_proj = conv(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def positions(self, frames: int) -> Tensor:
-        at = torch.arange(frames, device=self.rate.device).to(torch.float32)[:, None] * self.rate
-        return torch.where(self.is_sine, at.sin(), at.cos())
-
     def forward(self, x: Tensor) -> Tensor:
-        frames = x.shape[-1]
-        y = self.attn_in_norm(x.permute(0, 2, 3, 1)) + self.positions(frames)
-        y = y.permute(0, 3, 1, 2)
+        y = self.positions(self.attn_in_norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         v = self.value(y)
         if self.over_time:
             q, k, v = (z.squeeze(2).unflatten(1, (self.heads, -1)) for z in (self.query(y), self.key(y), v))
@@ -166,7 +185,9 @@ class Fusion(nn.Module):
 
 
 class UConv(nn.Module):
-    def __init__(self, bottleneck: int, channels: int, depth: int, fuse_global: bool, attention: Literal["batch", "time"]):
+    def __init__(
+        self, bottleneck: int, channels: int, depth: int, fuse_global: bool, attention: Literal["batch", "time"]
+    ):
         super().__init__()
         self.depth = depth
         self.proj_1x1 = ConvNorm(bottleneck, channels, 1, act=True)
@@ -268,8 +289,10 @@ class TDANet(nn.Module):
     def forward(self, mixture: Tensor) -> Tensor:
         samples = mixture.shape[-1]
         edge = self.kernel - self.stride
-        rest = self.kernel - (self.stride + samples % self.kernel) % self.kernel
-        x = F.pad(mixture[:, None, None, :], (edge, rest + edge))
+        # The authors pad to a stride less than a multiple of the kernel, then by ``edge`` on both sides. Written with
+        # the number of kernels, the frame count becomes 4·kernels + 6, which symbolic shape engines can follow.
+        kernels = (samples + self.stride) // self.kernel + 1
+        x = F.pad(mixture[:, None, None, :], (edge, kernels * self.kernel - self.stride - samples + edge))
         spectrum = self.encoder(x)  # (B, N, 1, L)
         x = self.mask_net(self.sm(self.bottleneck(self.ln(spectrum))))
         mask = torch.relu(x).unflatten(1, (self.sources, self.basis))
@@ -306,7 +329,7 @@ def build(checkpoint: Checkpoint) -> Separator:
         rate = round(kernel * 1000 / config["enc_kernel_size"])
     if rate is None:
         raise InputError(
-            f"{checkpoint.path} does not say its sample rate; give its conf.yml, or one with datamodule.data_config.sample_rate"
+            f"{checkpoint.path} does not say its sample rate; give its conf.yml (datamodule.data_config.sample_rate)"
         )
     if "num_blocks" not in config:
         raise InputError(f"{checkpoint.path} does not say its number of iterations; give its conf.yml (num_blocks)")
@@ -340,6 +363,7 @@ def build(checkpoint: Checkpoint) -> Separator:
 
 def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int) -> Separator:
     """The separator around a module, trained or new."""
+    heads = ("query", "key", "value") if module.sm.unet.globalatt.attn.over_time else ()
     return Separator(
         name=NAMES[module.sm.unet.fuse_global],
         module=module,
@@ -349,9 +373,9 @@ def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int
         parameters=parameters,
         inputs=(TensorSpec("mixture", ("batch", "samples")),),
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
-        min_samples=module.kernel,  # below one window the frame count's arithmetic goes negative
         keep_float=("encoder", "decoder"),
-        keep_shape=("encoder", "mask_net.1", "decoder"),
+        # Basis x mask and heads x head size are fixed by a reshape each.
+        keep_shape=("encoder", "mask_net.1", "decoder", *(f"{ATTN}{p}" for p in heads)),
     )
 
 
@@ -377,7 +401,8 @@ def checkpoint_size(state: Mapping[str, Tensor]) -> int:
 
 def from_authors(state: Mapping[str, Tensor], attention: str) -> dict[str, Tensor]:
     """The authors' keys → this module's: norm names, and the packed attention projection split."""
-    out = {}
+    channels = state["sm.unet.res_conv.weight"].shape[1]
+    out = {f"{ATTN}positions.{k}": v for k, v in Positions(channels).state_dict().items()}
     for key, value in state.items():
         stem, _, leaf = key.rpartition(".")
         if key.startswith(ATTN + "attn.in_proj_"):
@@ -398,6 +423,8 @@ def to_authors(module: TDANet) -> dict[str, Tensor]:
         plain = value.squeeze(2) if value.ndim == 4 else value
         stem, _, leaf = key.rpartition(".")
         part = stem.removeprefix(ATTN)
+        if part == "positions":
+            continue
         if part in ("query", "key", "value"):
             packed[part, leaf] = plain
         elif part == "out_proj":

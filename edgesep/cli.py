@@ -1,0 +1,238 @@
+"""The command line. Exit 0: done and criteria met; 1: criteria not met; 2: the input cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgesep.spec import EdgesepError
+
+app = typer.Typer(
+    help="Deploy speech separators: lower, prune, quantize, export, and prove the result in dB and ms.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+screen = Console(stderr=True)
+
+Checkpoint = Annotated[Path, typer.Argument(help="best_model.pth, a Lightning .ckpt or a bare state dict")]
+Config = Annotated[Path | None, typer.Option(help="conf.yml of the training run (looked for beside the checkpoint)")]
+BundlePath = Annotated[Path, typer.Argument(help="folder that `edgesep deploy` wrote")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads of the runtime (default: as deployed)")]
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress line on a terminal; nothing elsewhere."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+
+        def tick(done: int, total: int, text: str) -> None:
+            bar.update(task, description=text, completed=done, total=total or None)
+
+        yield tick
+
+
+def show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print result rows as a table, or as JSON."""
+    from edgesep import report
+
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table()
+    shown = report.headings(rows)
+    for _, head in shown:
+        table.add_column(head, justify="left" if head in ("runtime", "precision", "status") else "right")
+    for row in rows:
+        text = report.cells(row)
+        table.add_row(*(text[i] for i, _ in shown))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    for row in rows:
+        for said in [*row.get("misses", []), *([row["note"]] if row.get("note") else [])]:
+            print(f"{row['runtime']} {row['precision']}: {said}")
+
+
+def _deploy(recipe: Path, out: Path, as_json: bool = False) -> None:
+    from edgesep.line import deploy
+
+    with progress() as tick:
+        done = deploy(recipe, out, tick=tick)
+    show(list(done.rows), as_json)
+    if not as_json:
+        print(f"{'criteria met' if done.ok else 'CRITERIA NOT MET'}: {done.path}/report.md")
+    raise typer.Exit(0 if done.ok else 1)
+
+
+@app.command()
+def deploy(
+    recipe: Annotated[Path, typer.Argument(help="TOML recipe")],
+    out: Annotated[Path, typer.Option(help="folder of the bundle; an existing bundle is replaced")] = Path("bundle"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check the recipe and print what would happen")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: checkpoint in, verified bundle out.
+
+    Example: `edgesep deploy export/recipes/tdanet_pruned.toml --out bundle/`
+    """
+    if dry_run:
+        from edgesep.line import Line
+        from edgesep.recipe import read_recipe
+        from edgesep.store import Store
+
+        for text in Line(read_recipe(recipe), Store()).plan():
+            print(text)
+        return
+    _deploy(recipe, out, as_json)
+
+
+@app.command()
+def demo(
+    separator: Annotated[str, typer.Option(help="which packaged separator")] = "TDANet",
+    out: Annotated[Path, typer.Option(help="folder of the bundle")] = Path("demo-bundle"),
+    as_json: AsJson = False,
+) -> None:
+    """Deploy a packaged separator on packaged data, from checkpoint to verified bundle."""
+    folder = Path(str(resources.files("edgesep") / "demo"))
+    known = {f.stem.lower(): f for f in folder.glob("*.toml")}
+    if separator.lower() not in known:
+        raise EdgesepError(f"no packaged separator {separator!r}, packaged are {', '.join(sorted(known))}")
+    _deploy(known[separator.lower()], out, as_json)
+
+
+@app.command()
+def inspect(checkpoint: Checkpoint, config: Config = None, as_json: AsJson = False) -> None:
+    """Say what a checkpoint is: architecture, sizes, multiply-accumulates, rate, causal or not.
+
+    Example: `edgesep inspect best_model.pth --config conf.yml`
+    """
+    from edgesep.inspect import inspect as look
+
+    found = look(checkpoint, config)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, part in value.items():
+                print(f"  {name:32s} {part}")
+        else:
+            print(f"{key:34s} {value:,}" if isinstance(value, int) else f"{key:34s} {value}")
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    runtime: Annotated[str, typer.Option(help="onnxruntime, openvino or tensorrt")] = "onnxruntime",
+    config: Config = None,
+) -> None:
+    """Export a checkpoint in float32 for one runtime, checked against the original where it can run here.
+
+    Example: `edgesep export best_model.pth --config conf.yml --runtime openvino --out export/`
+    """
+    from edgesep.line import export_checked
+
+    with progress() as tick:
+        files, said = export_checked(checkpoint, config, runtime, out, tick)
+    print(said)
+    for file in files:
+        print(file)
+
+
+@app.command()
+def verify(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """Re-verify a bundle on this machine against its golden vectors. Needs numpy and one runtime."""
+    from edgesep.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    with progress() as tick:
+        rows = opened.verify(lambda text: tick(0, 0, f"verifying {text}"))
+    show(rows, as_json)
+    ran = [r for r in rows if r["status"] != "not run"]
+    if not ran:
+        screen.print("edgesep: no artifact of this bundle can run here", style="red")
+    raise typer.Exit(0 if ran and all(r["status"] == "ok" for r in ran) else 1)
+
+
+@app.command()
+def bench(
+    bundle: BundlePath,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="how long each artifact is timed")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a bundle's artifacts on this machine: percentiles, real-time factor, memory, load time."""
+    from edgesep.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    with progress() as tick:
+        rows = opened.bench(seconds, threads, lambda text: tick(0, 0, f"measuring {text}"))
+    show(rows, as_json)
+
+
+@app.command()
+def separate(
+    bundle: BundlePath,
+    audio: Annotated[Path, typer.Argument(help="WAV or FLAC, any rate, mono or stereo")],
+    out: Annotated[Path, typer.Option(help="folder for one WAV per source")],
+    runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
+    threads: Threads = None,
+) -> None:
+    """Separate an audio file: one 32-bit float WAV per source, at the file's own rate.
+
+    Example: `edgesep separate bundle/ mix.wav --out sources/`
+    """
+    from edgesep import audio as sound
+    from edgesep.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    mixture, rate = sound.read(audio, opened.sample_rate_hz)
+    with progress() as tick:
+        tick(0, 0, f"separating {audio.name}")
+        estimates = opened.separate(mixture, runtime=runtime, precision=precision, threads=threads)
+    estimates = sound.resample(estimates, opened.sample_rate_hz, rate)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for i, signal in enumerate(estimates):
+            file = out / f"{audio.stem}_s{i + 1}.wav"
+            sound.write(file, signal, rate)
+            print(file)
+    except (OSError, RuntimeError) as e:
+        raise EdgesepError(f"{out} cannot be written ({e}); give a folder you may write to") from e
+
+
+def main() -> None:
+    """Entry point: the library's errors become one line on stderr and exit status 2."""
+    try:
+        app()
+    except EdgesepError as e:
+        sys.exit(_say(e))
+    except OSError as e:
+        reason = "the disk is full; free some space" if e.errno == 28 else e.strerror
+        where = f" ({e.filename})" if e.filename else ""
+        sys.exit(_say(f"{reason}{where}"))
+
+
+def _say(error: object) -> int:
+    print(f"edgesep: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The bundle's pages: ``report.md`` for the one who decides, ``README.md`` for the one who flashes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+#: (heading, key, format) of the table that every door shows
+COLUMNS = (
+    ("runtime", "runtime", "{}"),
+    ("precision", "precision", "{}"),
+    ("SI-SNRi dB", "si_snri_db", "{:.2f}"),
+    ("drop dB", "drop_db", "{:.3f}"),
+    ("worst 5 % dB", "drop_worst5_db", "{:.3f}"),
+    ("output SNR dB", "output_snr_db", "{:.1f}"),
+    ("shapes dB", "shapes_snr_db", "{:.1f}"),
+    ("p50 ms", "p50_ms", "{:.1f}"),
+    ("p90 ms", "p90_ms", "{:.1f}"),
+    ("RTF", "rtf", "{:.3f}"),
+    ("size MB", "size_mb", "{:.2f}"),
+    ("peak MB", "peak_rss_mb", "{:.0f}"),
+    ("status", "status", "{}"),
+)
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One row of the table as text; absent figures are a dash."""
+    return [show.format(row[key]) if row.get(key) is not None else "-" for _, key, show in COLUMNS]
+
+
+def headings(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(column, heading) of the columns in which some row has a figure."""
+    rows = list(rows)
+    return [(i, head) for i, (head, key, _) in enumerate(COLUMNS) if any(r.get(key) is not None for r in rows)]
+
+
+def markdown_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    rows = list(rows)
+    shown = headings(rows)
+    lines = ["| " + " | ".join(head for _, head in shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(cells(row)[i] for i, _ in shown) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_pages(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write both pages from the manifest."""
+    (folder / "report.md").write_text(report_page(manifest))
+    (folder / "README.md").write_text(readme_page(manifest))
+
+
+def report_page(manifest: Mapping[str, Any]) -> str:
+    facts, rows = manifest["separator"], manifest["results"]
+    tested = rows[0]
+    lines = [
+        f"# {facts['name']}: {'criteria met' if manifest['ok'] else 'CRITERIA NOT MET'}",
+        "",
+        f"{facts['parameters']:,} parameters, {facts['sample_rate_hz']} Hz, {facts['sources']} sources,"
+        f" {'causal' if facts['causal'] else 'offline (not causal)'}. {facts['note']}".rstrip(),
+        "",
+        markdown_table(rows),
+        "",
+        f"Quality: {tested['mixtures']} test mixtures; drop = mean SI-SNR lost against the float original on the same"
+        " mixtures (a negative drop is a gain); output SNR = lowest SNR of an output against the original's output;"
+        " shapes = the same over three odd lengths, batch 1 and 2. Latency: one second of audio a query, one query"
+        " after the other; percentiles only where there were enough queries (p90 from 64 on).",
+        "",
+        "## Drop in SI-SNR, 95 % interval (paired bootstrap)",
+        "",
+    ]
+    lines += [
+        f"* {r['runtime']} {r['precision']}: {r['drop_db']:.3f} dB [{r['drop_low_db']:.3f}, {r['drop_high_db']:.3f}]"
+        for r in rows[1:]
+        if "drop_db" in r
+    ]
+    if missed := [f"* {r['runtime']} {r['precision']}: {m}" for r in rows for m in r["misses"]]:
+        lines += ["", "## Not met", "", *missed]
+    if noted := [f"* {r['runtime']} {r['precision']}: {r['note']}" for r in rows if r.get("note")]:
+        lines += ["", "## Not run here", "", *noted]
+    lines += ["", "## How it was made", ""]
+    for p in manifest["passes"]:
+        settings = ", ".join(f"{k} = {v}" for k, v in p.items() if k not in ("pass", "report"))
+        figures = ", ".join(f"{k} = {_short(v)}" for k, v in p["report"].items())
+        lines.append(f"* {p['pass']}: {settings}. Result: {figures}.")
+    if not manifest["passes"]:
+        lines.append("* no passes: the float separator as trained")
+    lines.append("* versions: " + ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()))
+    env = tested["environment"]
+    lines.append(f"* measured on: {env['cpu']}, {env['cores']} cores ({', '.join(env['isa'])}), {env['system']}")
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def readme_page(manifest: Mapping[str, Any]) -> str:
+    facts = manifest["separator"]
+    artifacts = "\n".join(
+        f"* `{a['folder']}/{a['files'][0]}`: {a['runtime']} {a['precision']}" + (f" ({a['note']})" if a["note"] else "")
+        for a in manifest["artifacts"]
+    )
+    return f"""# {facts["name"]} for the edge
+
+Separates mono audio at {facts["sample_rate_hz"]} Hz into {facts["sources"]} sources.
+Input `{facts["inputs"][0]["name"]}`: float32 (batch, samples), at least {facts["min_samples"]} samples.
+Output `{facts["outputs"][0]["name"]}`: float32 (batch, {facts["sources"]}, samples).
+
+{artifacts}
+
+On the device (numpy and one of these runtimes suffice):
+
+    pip install edgesep onnxruntime
+    edgesep verify .                              # the same dB here?
+    edgesep bench .                               # how many ms here?
+    edgesep separate . mixture.wav --out sources/
+
+Figures and how they were measured: `report.md`. Hash of every file: `manifest.json`.
+"""

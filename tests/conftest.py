@@ -1,0 +1,116 @@
+"""Shared fixtures: small checkpoints with known outputs, a tiny mixture set, and one bundle made from them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+
+
+def _make_checkpoint():
+    spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("EDGESEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """name → checkpoint file (conf.yml beside it), state dict, input and the authors' output."""
+    import torch
+    import yaml
+
+    maker = _make_checkpoint()
+    made = {}
+
+    def get(name: str) -> SimpleNamespace:
+        if name not in made:
+            spec = json.loads((GOLDEN / f"{name}.json").read_text())
+            folder = tmp_path_factory.mktemp(name)
+            state = {k: torch.from_numpy(v) for k, v in maker.state_dict(spec).items()}
+            content = {"model_name": spec["model_name"], "state_dict": state, "model_args": {"n_src": 2}}
+            torch.save(content, folder / "best_model.pth")
+            (folder / "conf.yml").write_text(yaml.safe_dump(spec["conf"]))
+            made[name] = SimpleNamespace(
+                checkpoint=folder / "best_model.pth",
+                state=state,
+                conf=spec["conf"],
+                inputs=maker.golden_input(spec),
+                output=np.load(GOLDEN / f"{name}.npz")["output"],
+            )
+        return made[name]
+
+    return get
+
+
+def write_set(root: Path, mixtures: int = 4, rate: int = 8000, seconds: float = 0.8) -> Path:
+    """A mixture set of two buzzing "voices" in the LibriMix layout."""
+    rng = np.random.default_rng(3)
+    for d in ("mix_clean", "s1", "s2"):
+        (root / d).mkdir(parents=True)
+    t = np.arange(int(seconds * rate)) / rate
+    for i in range(mixtures):
+        sources = [
+            0.1 * np.sign(np.sin(2 * np.pi * f * t)) * (1 + np.sin(2 * np.pi * 3 * t + i)) / 2
+            + 0.01 * rng.standard_normal(t.size)
+            for f in rng.uniform(90, 300, 2)
+        ]
+        for d, x in (("mix_clean", sum(sources)), ("s1", sources[0]), ("s2", sources[1])):
+            soundfile.write(root / d / f"{i}.wav", x, rate, subtype="FLOAT")
+    return root
+
+
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory) -> Path:
+    return write_set(tmp_path_factory.mktemp("sets") / "tiny")
+
+
+RECIPE = """
+[separator]
+checkpoint = "{checkpoint}"
+[data]
+calibration = "{mixtures}"
+test = "{mixtures}"
+golden = 2
+[[passes]]
+pass = "quantize"
+method = "onnxruntime"
+[[targets]]
+runtime = "onnxruntime"
+[[targets]]
+runtime = "onnxruntime"
+precision = "int8"
+[[targets]]
+runtime = "openvino"
+[criteria]
+max_si_snr_drop_db = 3.0
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe(golden, mixtures, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    file.write_text(RECIPE.format(checkpoint=golden("tdanet_small").checkpoint, mixtures=mixtures))
+    return file
+
+
+@pytest.fixture(scope="session")
+def deployed(recipe, tmp_path_factory):
+    """The recipe, deployed once: (result, store)."""
+    from edgesep.line import deploy
+    from edgesep.store import Store
+
+    store = Store(tmp_path_factory.getbasetemp() / "cache")
+    return deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=store), store
