@@ -145,7 +145,7 @@ def export(
 
     Example: `edgesep export best_model.pth --config conf.yml --runtime openvino --out export/`
     """
-    from edgesep.line import export_checked
+    from edgesep.export import export_checked
 
     with progress() as tick:
         files, said = export_checked(checkpoint, config, runtime, out, tick)

@@ -58,7 +58,14 @@ def test_bare_state_dict_loads_with_a_configuration(golden, tmp_path):
 
 def test_parameters_of_the_published_size_are_the_papers():
     separator = tdanet.create(
-        {**SIZES, "out_channels": 128, "in_channels": 512, "num_blocks": 16, "upsampling_depth": 5},
+        {
+            "enc_kernel_size": 2,
+            "num_sources": 2,
+            "out_channels": 128,
+            "in_channels": 512,
+            "num_blocks": 16,
+            "upsampling_depth": 5,
+        },
         16000,
     )
     assert separator.parameters == 2_316_391

@@ -73,17 +73,17 @@ class Prune:
                 num_heads={},
                 channel_groups={},
             )
-            for steps in range(1, STEPS + 1):
+            macs, steps = before, 0
+            while macs > (1 - self.macs_share) * before:
+                if steps == STEPS:
+                    raise BuildError(
+                        f"prune.macs_share = {self.macs_share} is out of reach for {separator.name}: with every"
+                        f" channel that may go removed, {macs / before:.0%} of the multiply-accumulates remain"
+                    )
                 pruner.step()
+                steps += 1
                 macs, _ = tp.utils.count_ops_and_params(module, example)
                 context.tick(int(100 * (1 - macs / before)), int(100 * self.macs_share), "pruning")
-                if macs <= (1 - self.macs_share) * before:
-                    break
-            else:
-                raise BuildError(
-                    f"prune.macs_share = {self.macs_share} is out of reach for {separator.name}: with every"
-                    f" channel that may go removed, {macs / before:.0%} of the multiply-accumulates remain"
-                )
         for name, size in sizes.items():
             if (now := module.state_dict()[f"{name}.weight"].shape[0]) != size:
                 raise BuildError(f"pruning changed {name} from {size} to {now} channels, which must stay")

@@ -303,19 +303,21 @@ class TDANet(nn.Module):
 # -- from and to the authors' files ----------------------------------------------------------------------------------
 
 ATTN = "sm.unet.globalatt.attn."
+#: weights whose shapes give the sizes
+SIZED = ("encoder.weight", "bottleneck.weight", "sm.unet.res_conv.weight", "decoder.weight")
 NORMS = {"gamma": "weight", "beta": "bias"}  # TDANetBest's own norm module → GroupNorm
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
     """Whether a bare state dict is one of ours."""
-    return "sm.unet.proj_1x1.conv.weight" in state and "decoder.weight" in state
+    return all(key in state for key in SIZED)
 
 
 def build(checkpoint: Checkpoint) -> Separator:
     """Rebuild a TDANet from its checkpoint; sizes come from the shapes, the rest from the configuration."""
     state = checkpoint.state
-    if not recognises(state):
-        raise InputError(f"{checkpoint.path} holds no TDANet: keys sm.unet.* and decoder.weight are missing")
+    if absent := [k for k in SIZED if k not in state]:
+        raise InputError(f"{checkpoint.path} holds no TDANet: {', '.join(absent)} missing; check name and file")
     sizes = {
         "out_channels": state["bottleneck.weight"].shape[0],
         "in_channels": state["sm.unet.res_conv.weight"].shape[1],
@@ -412,7 +414,7 @@ def from_authors(state: Mapping[str, Tensor], attention: str) -> dict[str, Tenso
         elif key.startswith(ATTN + "attn.out_proj."):
             out[f"{ATTN}out_proj.{leaf}"] = value
         else:
-            out[f"{stem}.{NORMS.get(leaf, leaf)}"] = value
+            out[f"{stem}.{NORMS.get(leaf, leaf)}".lstrip(".")] = value
     return out
 
 

@@ -1,0 +1,85 @@
+"""Every runtime and precision of a bundle against eager torch, paired in one run (A B C A B C ...).
+
+    python benchmarks/runtimes.py demo-bundle edgesep/demo/tdanet.pth
+    python benchmarks/runtimes.py demo-bundle edgesep/demo/tdanet.pth --threads 1 --audio 4 --seconds 60
+
+Quotes ratios of medians; on a shared machine only these mean something. Rows are appended to
+``benchmarks/results/runtimes.jsonl`` with their environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+import edgesep
+from edgesep import measure
+from edgesep.runtimes.eager import Runner as EagerRunner
+
+HERE = Path(__file__).parent
+
+
+def spread(times_ms: list[float], base_ms: list[float]) -> tuple[float, float, float]:
+    """Ratio of medians base/times, with a bootstrap 95 % interval over rounds."""
+    a, b = np.array(base_ms), np.array(times_ms)
+    pick = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
+    ratios = np.median(a[pick], axis=1) / np.median(b[pick], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="the float original, for the eager reference")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--audio", type=float, default=1.0, help="seconds of audio a query")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "runtimes.jsonl")
+    args = parser.parse_args()
+
+    bundle = edgesep.open_bundle(args.bundle)
+    original = edgesep.load_separator(args.checkpoint)
+    drops = {(r["runtime"], r["precision"]): r.get("drop_db") for r in bundle.manifest["results"]}
+    x = original.example_inputs(int(args.audio * bundle.sample_rate_hz))[0].numpy()
+    with contextlib.ExitStack() as stack:
+        eager = stack.enter_context(EagerRunner(original, args.threads))
+        calls = {("eager", "fp32"): lambda: eager.run({"mixture": x})}
+        for artifact in bundle.artifacts:
+            if not artifact.note:
+                run = stack.enter_context(bundle.separating(artifact, args.threads))
+                calls[artifact.runtime, artifact.precision] = lambda run=run: run(x)
+        times = measure.paired_ms(calls, args.seconds)
+    base = times["eager", "fp32"]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
+    common = {
+        "benchmark": "runtimes",
+        "separator": bundle.name,
+        "parameters": bundle.manifest["separator"]["parameters"],
+        "audio_s": args.audio,
+        "threads": args.threads,
+        "rounds": len(base),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "versions": bundle.manifest["versions"],
+        "environment": measure.environment(),
+    }
+    print(f"{bundle.name}, {args.audio} s of audio, {args.threads} thread(s), {len(base)} rounds")
+    with args.out.open("a") as f:
+        for (runtime, precision), found in times.items():
+            ratio, low, high = spread(found, base)
+            row = {"runtime": runtime, "precision": precision, "p50_ms": round(float(np.median(found)), 3)}
+            row |= {"faster_than_eager": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+            row |= {"rtf": round(float(np.median(found)) / 1e3 / args.audio, 5), "drop_db": drops[runtime, precision]}
+            f.write(json.dumps({**row, **common}) + "\n")
+            print(f"{runtime:12s} {precision:5s} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
+
+
+if __name__ == "__main__":
+    main()

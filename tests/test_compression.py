@@ -1,0 +1,176 @@
+"""Passes: what they change, what they leave alone, what they refuse."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgesep import BuildError, InputError, graph, load_separator, passes
+from edgesep.calibration import MixtureSet
+from edgesep.passes.base import Context
+from edgesep.passes.finetune import Finetune
+from edgesep.passes.prune import Prune
+from edgesep.passes.quantize import Quantize, quantized_share
+from edgesep.runtimes import runtime
+from edgesep.separators import tdanet
+from edgesep.separators.base import resize
+from edgesep.verify import output_snr_db
+
+
+@pytest.fixture(scope="module")
+def separator():
+    """Small, with attention over time, and wide enough to prune."""
+    torch.manual_seed(1)
+    config = {"out_channels": 16, "in_channels": 32, "num_blocks": 2, "upsampling_depth": 3}
+    return tdanet.create({**config, "enc_kernel_size": 4, "num_sources": 2}, 8000)
+
+
+@pytest.fixture
+def context(separator, mixtures, tmp_path):
+    mixture_set = MixtureSet.open(mixtures, 8000)
+    return Context(separator, mixture_set, mixture_set, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exported(separator, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "fp32.onnx"
+    graph.export_onnx(separator, separator.module, path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["neural-compressor", "onnxruntime"])
+def test_int8_multiplies_in_int8_and_stays_close(separator, exported, context, tmp_path, method):
+    out = tmp_path / "int8.onnx"
+    result = Quantize(method=method, mixtures=3)(separator, exported, out, context)
+    assert result.report["quantized_macs_share"] > 0.4
+    types = [n.op_type for n in onnx.load(out).graph.node]
+    assert "DequantizeLinear" in types
+    weights = {c.name: c for c in onnx.load(out).graph.initializer}
+    assert not any(n.op_type == "QuantizeLinear" and n.input[0] in weights for n in onnx.load(out).graph.node), (
+        "weights are stored as integers"
+    )
+    assert out.stat().st_size < exported.stat().st_size
+    x = context.calibration[3].mixture[None]
+    with runtime("onnxruntime").Runner(tmp_path, ["int8.onnx"], "int8") as runner:
+        y = runner.run({"mixture": x})["estimates"]
+    assert output_snr_db(y, separator(x).numpy()) > 15
+
+
+@pytest.mark.parametrize("method", ["neural-compressor", "onnxruntime"])
+def test_model_input_and_output_stay_float(separator, exported, context, tmp_path, method):
+    Quantize(method=method, mixtures=1)(separator, exported, tmp_path / "int8.onnx", context)
+    model = onnx.load(tmp_path / "int8.onnx")
+    dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    kernels = {c.name: tuple(c.dims) for c in model.graph.initializer}
+    encoder = [n for n in model.graph.node if n.op_type == "Conv" and kernels.get(n.input[1]) == (17, 1, 1, 32)]
+    decoder = [n for n in model.graph.node if n.op_type == "ConvTranspose"]
+    assert len(encoder) == len(decoder) == 1
+    for node in encoder + decoder:
+        assert not dequantized & set(node.input)
+
+
+def test_named_submodules_stay_float(separator, exported, context, tmp_path):
+    quantize = Quantize(mixtures=1)
+    all_of_them = quantize(separator, exported, tmp_path / "a.onnx", context).report["quantized_macs_share"]
+    fewer = Quantize(mixtures=1, keep_float=("bottleneck", "mask_net.1"))
+    assert fewer(separator, exported, tmp_path / "b.onnx", context).report["quantized_macs_share"] < all_of_them
+
+
+def test_float_graph_has_no_quantized_share(separator, exported):
+    assert quantized_share(exported, separator)["quantized_macs_share"] == 0
+
+
+def test_macs_of_the_graph_are_those_of_the_module(separator, exported):
+    from edgesep.inspect import macs
+
+    assert quantized_share(exported, separator)["gmacs_per_s"] * 1e9 == pytest.approx(macs(separator)[0], rel=0.01)
+
+
+def test_unknown_submodule_is_refused(separator, exported, context, tmp_path):
+    with pytest.raises(InputError, match="which TDANet does not have"):
+        Quantize(keep_float=("nowhere",))(separator, exported, tmp_path / "x.onnx", context)
+
+
+def test_pruning_removes_the_share_and_keeps_the_rest(separator, context):
+    result = Prune(0.3)(separator, context)
+    pruned = result.separator
+    assert 0.3 <= result.report["macs_removed_share"] < 0.5
+    assert pruned.parameters < separator.parameters
+    assert pruned.module.encoder.weight.shape == separator.module.encoder.weight.shape
+    assert pruned.module.decoder.weight.shape[1:] == separator.module.decoder.weight.shape[1:]
+    assert pruned(torch.randn(3001)).shape == (2, 3001)
+    again = copy.deepcopy(separator.module)
+    resize(again, pruned.module.state_dict())
+    x = torch.randn(1, 3001)
+    torch.testing.assert_close(again(x), pruned.module(x))
+
+
+def test_pruned_separator_exports(separator, context, tmp_path):
+    pruned = Prune(0.3)(separator, context).separator
+    graph.export_onnx(pruned, pruned.module, tmp_path / "pruned.onnx")
+    x = context.calibration[0].mixture[None]
+    with runtime("onnxruntime").Runner(tmp_path, ["pruned.onnx"], "fp32") as runner:
+        assert output_snr_db(runner.run({"mixture": x})["estimates"], pruned(x).numpy()) >= 80
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.2])
+def test_impossible_shares_are_refused(share):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        Prune(share)
+
+
+def test_a_share_out_of_reach_is_said(golden, context):
+    released = load_separator(golden("tdanetbest_small").checkpoint)
+    with pytest.raises(BuildError, match="out of reach"):
+        Prune(0.9)(released, context)
+
+
+def test_finetuning_improves_a_damaged_separator(separator, context):
+    damaged = copy.deepcopy(separator.module)
+    with torch.no_grad():
+        for p in damaged.mask_net.parameters():
+            p.mul_(0.5)
+    from dataclasses import replace
+
+    result = Finetune(steps=100, seconds=0.5, batch=2, lr=2e-3)(replace(separator, module=damaged), context)
+    assert result.modified
+    assert result.report["valid_si_snr_db"] > result.report["valid_si_snr_db_before"]
+
+
+def test_interrupted_finetuning_continues_to_the_same_result(separator, context, tmp_path):
+    from dataclasses import replace
+
+    whole = Finetune(steps=100, seconds=0.3, batch=1, distill=0)(separator, context)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, _total, _text):
+        if done == 70:
+            raise Stop
+
+    again = replace(context, folder=tmp_path / "again", tick=stop)
+    again.folder.mkdir()
+    with pytest.raises(Stop):
+        Finetune(steps=100, seconds=0.3, batch=1, distill=0)(separator, again)
+    resumed = Finetune(steps=100, seconds=0.3, batch=1, distill=0)(separator, replace(again, tick=context.tick))
+    assert resumed.report == whole.report
+    for a, b in zip(resumed.separator.module.parameters(), whole.separator.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_pass_is_made_by_name_and_fields():
+    assert passes.make("prune", macs_share=0.5) == Prune(0.5)
+
+
+def test_equal_constants_are_stored_once():
+    weight = np.ones((4, 4), np.float32)
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [4, 4]) for n in "xy")
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w1"], ["h"]), onnx.helper.make_node("MatMul", ["h", "w2"], ["y"])]
+    constants = [onnx.numpy_helper.from_array(weight, n) for n in ("w1", "w2", "unused")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], constants))
+    graph.clean(model)
+    assert [c.name for c in model.graph.initializer] == ["w1"]
+    onnx.checker.check_model(model)
