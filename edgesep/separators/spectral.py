@@ -1,0 +1,95 @@
+"""What the time-frequency separators share: an exportable STFT pair and the norms of the TF-GridNet family.
+
+Shapes: B batch, T samples, C channels, L frames, F bins; maps are ``(B, C, L, F)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Stft(nn.Module):
+    """Hann STFT and its inverse as convolutions with fixed kernels.
+
+    The exporter makes an invalid graph of ``torch.istft``, and TensorRT's parser has no DFT; convolutions go
+    everywhere. The inverse is windowed overlap-add, divided by the sum of the squared windows.
+    """
+
+    forward_kernel: Tensor
+    inverse_kernel: Tensor
+    window_square: Tensor
+
+    def __init__(self, n_fft: int, hop: int):
+        super().__init__()
+        self.n_fft, self.hop, self.bins = n_fft, hop, n_fft // 2 + 1
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        angle = 2 * torch.pi / n_fft * torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double()
+        forward = torch.cat([angle.cos(), -angle.sin()]) * window
+        # Every bin but the first and the last stands for its mirror image too.
+        twice = torch.full((self.bins, 1), 2.0, dtype=torch.float64)
+        twice[0] = twice[-1] = 1
+        inverse = torch.cat([twice * angle.cos(), -twice * angle.sin()]) * window / n_fft
+        for name, kernel in (
+            ("forward_kernel", forward),
+            ("inverse_kernel", inverse),
+            ("window_square", window.square()[None]),
+        ):
+            self.register_buffer(name, kernel.float()[:, None], persistent=False)
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """``(B, T')`` padded signal → ``(B, 2, L, F)``, real and imaginary."""
+        y = F.conv1d(x[:, None], self.forward_kernel, stride=self.hop)
+        return y.unflatten(1, (2, self.bins)).transpose(2, 3)
+
+    def synthesise(self, spectra: Tensor) -> Tensor:
+        """``(B, 2, L, F)`` → ``(B, n_fft + (L-1)·hop)``, normalised by the windows' overlap."""
+        y = spectra.transpose(2, 3).flatten(1, 2)
+        total = F.conv_transpose1d(y, self.inverse_kernel, stride=self.hop)
+        weight = F.conv_transpose1d(torch.ones_like(y[:1, :1]), self.window_square, stride=self.hop)
+        return (total / weight.clamp(min=1e-6))[:, 0]
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over channels, ``(B, C, L, F)``, statistics for each frame and bin."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalise(x, (1,), self.eps) * self.gamma + self.beta
+
+
+class ChannelBinNorm(nn.Module):
+    """Layer norm over channels and bins, statistics for each frame."""
+
+    def __init__(self, channels: int, bins: int, eps: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, bins))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, bins))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalise(x, (1, 3), self.eps) * self.gamma + self.beta
+
+
+def normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """Zero mean, unit variance (biased) over ``dims``."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def windows(x: Tensor, size: int, hop: int) -> Tensor:
+    """``(R, C, n)`` → ``(R, m, C·size)``: overlapping windows along the last axis, channel-major."""
+    m = (x.shape[-1] - size) // hop + 1
+    parts = [x[..., k : k + (m - 1) * hop + 1 : hop] for k in range(size)]
+    return torch.stack(parts, dim=2).flatten(1, 2).transpose(1, 2)
+
+
+def projection(inputs: int, outputs: int, bins: int, eps: float) -> nn.Sequential:
+    """1x1 convolution, one-slope PReLU, norm over channels and bins."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.PReLU(), ChannelBinNorm(outputs, bins, eps))
