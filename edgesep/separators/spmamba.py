@@ -41,7 +41,7 @@ class Mixer(nn.Module):
         super().__init__()
         inner, self.rank = EXPAND * model, math.ceil(model / 16)
         self.in_proj = nn.Linear(model, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, TAPS, padding=TAPS - 1, groups=inner)
+        self.conv1d = nn.Conv1d(inner, inner, TAPS, groups=inner)
         self.x_proj = nn.Linear(inner, self.rank + 2 * STATE, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, STATE + 1)).repeat(inner, 1))
@@ -54,7 +54,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        u = F.silu(self.conv1d(u.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+        u = F.silu(self.conv1d(F.pad(u.transpose(1, 2), (TAPS - 1, 0)))).transpose(1, 2)
         dt, b, c = self.x_proj(u).split([self.rank, STATE, STATE], -1)
         dt = F.linear(dt, self.dt_proj.weight)
         a = -torch.exp(self.A_log)
