@@ -57,7 +57,9 @@ def main() -> None:
                 calls[artifact.runtime, artifact.precision] = lambda run=run: run(x)
         times = measure.paired_ms(calls, args.seconds)
     base = times["eager", "fp32"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
     common = {
         "benchmark": "runtimes",
         "separator": bundle.name,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edgesep import separators, training
+from edgesep import load_separator, separators, training
 
 HERE = Path(__file__).parent
 
@@ -104,6 +104,7 @@ def main() -> None:
     demos = tomllib.loads((HERE / "demos.toml").read_text())
     parser.add_argument("--separator", choices=sorted(demos), default="TDANet")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--start", type=Path, help="begin from this checkpoint's weights (default: random)")
     parser.add_argument("--steps", type=int, help="default: as in demos.toml")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -119,7 +120,7 @@ def main() -> None:
     heldout = speech(run, "valid", rate, 300)
     test_mixture, test_sources = heldout.mixtures(np.random.default_rng(1), 48, 3 * rate, augment=False)
     module_of = next(m for m in separators.separator_modules() if args.separator in m.NAMES)
-    separator = module_of.create(demo["config"], rate)
+    separator = load_separator(args.start) if args.start else module_of.create(demo["config"], rate)
     module = separator.module.to(memory_format=torch.channels_last)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:

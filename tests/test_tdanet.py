@@ -6,19 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from edgesep import load_separator
-from edgesep.separators import tdanet
+from edgesep.separators import tdanet, uconv
 from edgesep.separators.base import unrolled
 from edgesep.verify import output_snr_db
 
 SIZES = {"enc_kernel_size": 4, "num_sources": 2}
-NAMES = ["tdanet_small", "tdanetbest_small"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_output_equals_the_authors_forward(golden, name):
-    g = golden(name)
-    separator = load_separator(g.checkpoint)
-    assert output_snr_db(separator(g.inputs[0]).numpy(), g.output) >= 100
 
 
 def test_one_dimensional_input_gives_one_result(golden):
@@ -78,7 +70,7 @@ def test_exported_pooling_is_adaptive_average_pooling(levels):
         for _ in range(levels):
             pooled = (pooled + 1) // 2
         x = torch.randn(2, 3, 1, length, dtype=torch.float64)
-        ours = tdanet.Windows(length, pooled, levels, x)(x)
+        ours = uconv.Windows(length, pooled, levels, x)(x)
         torch.testing.assert_close(ours, F.adaptive_avg_pool2d(x, (1, pooled)))
 
 

@@ -56,6 +56,7 @@ class Separator:
         causal: whether no output depends on later input beyond ``algorithmic_latency_ms``.
         algorithmic_latency_ms: None for offline separators.
         min_samples: shortest mixture the architecture takes.
+        frames_per_s: rate of the axis named ``frames`` of a further input (video).
         keep_float: names of submodules that must not be quantized (model input and output).
         keep_shape: names of submodules whose output channels must not be pruned.
         note: one line that the user must know, or empty.
@@ -72,24 +73,39 @@ class Separator:
     causal: bool = False
     algorithmic_latency_ms: float | None = None
     min_samples: int = 1
+    frames_per_s: float | None = None
     keep_float: tuple[str, ...] = ()
     keep_shape: tuple[str, ...] = ()
     note: str = ""
 
-    def __call__(self, mixture: np.ndarray | Tensor) -> Tensor:
+    def __call__(self, mixture: np.ndarray | Tensor, *others: np.ndarray | Tensor) -> Tensor:
         x = torch.as_tensor(mixture, dtype=torch.float32)
         if x.ndim not in (1, 2) or x.shape[-1] < self.min_samples:
             raise ValueError(
                 f"mixture must be (batch, samples) or (samples,), samples ≥ {self.min_samples}, got {tuple(x.shape)}"
             )
+        rest = [torch.as_tensor(other, dtype=torch.float32) for other in others]
+        if x.ndim == 1:
+            x, rest = x[None], [other[None] for other in rest]
+            return self._run(x, *rest)[0]
+        return self._run(x, *rest)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(s.name for s in self.inputs)
+            raise ValueError(f"{self.name} takes {len(self.inputs)} input(s) ({names}), got {len(inputs)}")
         with torch.inference_mode():
-            y: Tensor = self.module(torch.atleast_2d(x))
-        return y[0] if x.ndim == 1 else y
+            y: Tensor = self.module(*inputs)
+        return y
 
     def example_inputs(self, samples: int, batch: int = 1) -> tuple[Tensor, ...]:
-        """Deterministic noise of the right shapes, for tracing and counting."""
+        """Deterministic noise of the right shapes, for tracing and counting; other axes follow from ``samples``."""
         r = torch.Generator().manual_seed(0)
-        return (0.1 * torch.randn(batch, samples, generator=r),)
+        sizes = {"batch": batch, "samples": samples}
+        if self.frames_per_s:
+            sizes["frames"] = max(1, round(samples / self.sample_rate_hz * self.frames_per_s))
+        shapes = [[n if isinstance(n, int) else sizes[n] for n in spec.shape] for spec in self.inputs]
+        return tuple(0.1 * torch.randn(shape, generator=r) for shape in shapes)
 
 
 def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Checkpoint:

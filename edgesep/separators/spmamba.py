@@ -102,7 +102,7 @@ class Block(nn.Module):
 
     def along(self, way: str, x: Tensor) -> Tensor:
         """Mamba along the last axis of ``(B, C, R, n)``, each of the R rows on its own, with a residual."""
-        batch, channels, rows, n = x.shape
+        batch, _, rows, _ = x.shape
         y = self.get_submodule(f"{way}_norm")(x).transpose(1, 2).flatten(0, 1)
         y = self.get_submodule(f"{way}_mamba")(windows(y, self.ks, self.hs))
         y = self.get_submodule(f"{way}_linear")(y.transpose(1, 2))

@@ -2,8 +2,7 @@
 
 Shapes: B batch, T samples, K encoder kernel in samples, L frames (stride K/4), N = K/2 + 1 basis signals,
 D bottleneck channels (``out_channels``), C U-Conv channels (``in_channels``), S sources. Feature maps are
-``(B, channels, 1, L)``: every convolution is a Conv2d with a unit axis, because quantizers and runtimes treat
-Conv2d as a first-class operator and Conv1d as an afterthought. The weights are the authors', with that axis added.
+``(B, channels, 1, L)``, see ``uconv``; the weights are the authors', with the unit axis added.
 
 Two facts of the released forward shape this file:
 
@@ -26,67 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle, sharing_copy
+from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("TDANet", "TDANetBest")
 HEADS = 8
-EPS = 1e-8
-
-
-def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A 1-D convolution over frames, "same" padding, as Conv2d over ``(B, channels, 1, L)``."""
-    return nn.Conv2d(
-        inputs, outputs, (1, kernel), stride=(1, stride), padding=(0, (kernel - 1) // 2), groups=groups, bias=bias
-    )
-
-
-class ConvNorm(nn.Module):
-    """Convolution, then global layer norm over channels and frames, then optionally a one-slope PReLU."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        act: bool = False,
-    ):
-        super().__init__()
-        self.conv = conv(inputs, outputs, kernel, stride, groups, bias)
-        self.norm = nn.GroupNorm(1, outputs, eps=EPS)
-        self.act = nn.PReLU() if act else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-
-def nearest(x: Tensor, frames: int) -> Tensor:
-    """Nearest resampling of ``(B, C, 1, l)`` to ``frames`` frames."""
-    return F.interpolate(x, size=(1, frames), mode="nearest")
-
-
-class Windows:
-    """Adaptive average pooling to a common length, in a form that exports with dynamic lengths.
-
-    The exporter freezes the length of ``adaptive_avg_pool``. Output i is the mean over
-    ``[floor(i·l/m), ceil((i+1)·l/m))``, and because every level halves the one above (rounded up), a window never
-    holds more than ``2**levels + 1`` frames: gather that many and weight them.
-    """
-
-    def __init__(self, length: int, pooled: int, levels: int, like: Tensor):
-        span = torch.arange(2**levels + 1, device=like.device)
-        i = torch.arange(pooled, device=like.device)
-        start = (i * length) // pooled
-        end = -((-(i + 1) * length) // pooled)
-        at = start[:, None] + span
-        self.index = at.clamp(max=length - 1).flatten()
-        self.weight = (at < end[:, None]).to(like.dtype) / (end - start)[:, None].to(like.dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        taken = x.index_select(-1, self.index).unflatten(-1, self.weight.shape)
-        return (taken * self.weight).sum(-1)
 
 
 class Positions(nn.Module):
@@ -147,17 +90,6 @@ class SelfAttention(nn.Module):
         return self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.fc1 = ConvNorm(channels, hidden, 1, bias=False)
-        self.dwconv = conv(hidden, hidden, 5, groups=hidden)
-        self.fc2 = ConvNorm(hidden, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.dwconv(self.fc1(x))))
-
-
 class GlobalAttention(nn.Module):
     def __init__(self, channels: int, attention: Literal["batch", "time"]):
         super().__init__()
@@ -169,28 +101,13 @@ class GlobalAttention(nn.Module):
         return x + self.mlp(x)
 
 
-class Fusion(nn.Module):
-    """Local map, gated and shifted by a map of another rate that is resampled to it ("LA" in the paper)."""
-
-    def __init__(self, channels: int, kernel: int):
-        super().__init__()
-        self.local_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
-        self.global_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
-        self.global_act = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
-
-    def forward(self, local: Tensor, context: Tensor) -> Tensor:
-        frames = local.shape[-1]
-        gate = nearest(torch.sigmoid(self.global_act(context)), frames)
-        return self.local_embedding(local) * gate + nearest(self.global_embedding(context), frames)
-
-
 class UConv(nn.Module):
     def __init__(
         self, bottleneck: int, channels: int, depth: int, fuse_global: bool, attention: Literal["batch", "time"]
     ):
         super().__init__()
         self.depth = depth
-        self.proj_1x1 = ConvNorm(bottleneck, channels, 1, act=True)
+        self.proj_1x1 = ConvNorm(bottleneck, channels, 1, act=nn.PReLU())
         self.spp_dw = nn.ModuleList(
             ConvNorm(channels, channels, 5, stride=1 if i == 0 else 2, groups=channels) for i in range(depth)
         )
@@ -203,24 +120,9 @@ class UConv(nn.Module):
         self.last_layer = nn.ModuleList(Fusion(channels, 5) for _ in range(depth - 1))
         self.res_conv = conv(channels, bottleneck)
 
-    def pool(self, maps: list[Tensor]) -> Tensor:
-        deepest = maps[-1]
-        total = deepest
-        for i, x in enumerate(maps[:-1]):
-            if torch.compiler.is_exporting():
-                pooled = Windows(x.shape[-1], deepest.shape[-1], self.depth - 1 - i, x)(x)
-            else:
-                pooled = F.adaptive_avg_pool2d(x, (1, deepest.shape[-1]))
-            total = total + pooled
-        return total
-
     def forward(self, x: Tensor) -> Tensor:
-        maps: list[Tensor] = []
-        y = self.proj_1x1(x)
-        for down in self.spp_dw:
-            y = down(y)
-            maps.append(y)
-        context = self.globalatt(self.pool(maps))
+        maps = descend(self.proj_1x1(x), self.spp_dw)
+        context = self.globalatt(pooled_sum(maps))
         if self.fuse_global:
             fused = [f(m, context) for f, m in zip(self.loc_glo_fus, maps, strict=False)]
         else:

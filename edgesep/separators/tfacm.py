@@ -83,7 +83,10 @@ class SegmentLstm(nn.Module):
             start = (state[0].flatten(0, 1)[None], state[1].flatten(0, 1)[None])
         y, (h, c) = self.lstm(flat, start)
         y = flat + self.norm(self.proj(y))
-        return y.unflatten(0, (rows, segments)), (h[0].unflatten(0, (rows, segments)), c[0].unflatten(0, (rows, segments)))
+        return y.unflatten(0, (rows, segments)), (
+            h[0].unflatten(0, (rows, segments)),
+            c[0].unflatten(0, (rows, segments)),
+        )
 
 
 class Recall(nn.Module):
@@ -158,7 +161,16 @@ def overlap_add(x: Tensor, length: int) -> Tensor:
 
 class Block(nn.Module):
     def __init__(
-        self, channels: int, hidden: int, ks: int, hs: int, bins: int, heads: int, qk_dim: int, eps: float, released: bool
+        self,
+        channels: int,
+        hidden: int,
+        ks: int,
+        hs: int,
+        bins: int,
+        heads: int,
+        qk_dim: int,
+        eps: float,
+        released: bool,
     ):
         super().__init__()
         self.ks, self.hs, self.heads, self.released = ks, hs, heads, released
@@ -317,7 +329,7 @@ def build(checkpoint: Checkpoint) -> Separator:
 
 def create(config: Mapping[str, Any], rate: int) -> Separator:
     """A new TFACM with random weights, causal; ``config`` as the authors' ``audionet_config``."""
-    known = {**DEFAULTS, **config, "variant": "causal"}
+    known: dict[str, Any] = {**DEFAULTS, **config, "variant": "causal"}
     module = TFACM(**known)
     return separator(module.eval(), known, rate, sum(p.numel() for p in module.parameters()))
 
@@ -340,7 +352,9 @@ def separator(module: TFACM, config: Mapping[str, Any], rate: int, parameters: i
         min_samples=window // 2 + 1,
         keep_float=("conv", "deconv", "stft"),
         keep_shape=("deconv",),
-        note="released arithmetic: not causal, cannot stream; variant: causal closes its leaks" if module.released else "",
+        note="released arithmetic: not causal, cannot stream; variant: causal closes its leaks"
+        if module.released
+        else "",
     )
 
 

@@ -1,0 +1,118 @@
+"""What TDANet and IIANet share: convolutions over frames, global layer norm, nearest resampling, gated fusion.
+
+Shapes: feature maps are ``(B, C, 1, L)``, B batch, C channels, L frames: every convolution is a Conv2d with a unit
+axis, because quantizers and runtimes treat Conv2d as a first-class operator and Conv1d as an afterthought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-8
+
+
+def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A 1-D convolution over frames, "same" padding, as Conv2d over ``(B, channels, 1, L)``."""
+    return nn.Conv2d(
+        inputs, outputs, (1, kernel), stride=(1, stride), padding=(0, (kernel - 1) // 2), groups=groups, bias=bias
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then global layer norm over channels and frames, then an activation."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        act: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.conv = conv(inputs, outputs, kernel, stride, groups, bias)
+        self.norm = nn.GroupNorm(1, outputs, eps=EPS)
+        self.act = act or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+def nearest(x: Tensor, frames: int) -> Tensor:
+    """Nearest resampling of ``(B, C, 1, l)`` to ``frames`` frames."""
+    return F.interpolate(x, size=(1, frames), mode="nearest")
+
+
+class Windows:
+    """Adaptive average pooling to a common length, in a form that exports with dynamic lengths.
+
+    The exporter freezes the length of ``adaptive_avg_pool``. Output i is the mean over
+    ``[floor(i·l/m), ceil((i+1)·l/m))``, and because every level halves the one above (rounded up), a window never
+    holds more than ``2**levels + 1`` frames: gather that many and weight them.
+    """
+
+    def __init__(self, length: int, pooled: int, levels: int, like: Tensor):
+        span = torch.arange(2**levels + 1, device=like.device)
+        i = torch.arange(pooled, device=like.device)
+        start = (i * length) // pooled
+        end = -((-(i + 1) * length) // pooled)
+        at = start[:, None] + span
+        self.index = at.clamp(max=length - 1).flatten()
+        self.weight = (at < end[:, None]).to(like.dtype) / (end - start)[:, None].to(like.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        taken = x.index_select(-1, self.index).unflatten(-1, self.weight.shape)
+        return (taken * self.weight).sum(-1)
+
+
+def pooled_sum(maps: list[Tensor]) -> Tensor:
+    """Sum of all levels, averaged down to the deepest; level i has been halved i times."""
+    total = maps[-1]
+    frames = total.shape[-1]
+    for i, x in enumerate(maps[:-1]):
+        if torch.compiler.is_exporting():
+            total = total + Windows(x.shape[-1], frames, len(maps) - 1 - i, x)(x)
+        else:
+            total = total + F.adaptive_avg_pool2d(x, (1, frames))
+    return total
+
+
+def descend(x: Tensor, levels: Iterable[nn.Module]) -> list[Tensor]:
+    """The map after each level."""
+    maps = []
+    for level in levels:
+        x = level(x)
+        maps.append(x)
+    return maps
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = ConvNorm(channels, hidden, 1, bias=False)
+        self.dwconv = conv(hidden, hidden, 5, groups=hidden)
+        self.fc2 = ConvNorm(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.dwconv(self.fc1(x))))
+
+
+class Fusion(nn.Module):
+    """Local map, gated and shifted by a map of another rate that is resampled to it ("LA" in the paper)."""
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__()
+        self.local_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
+        self.global_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
+        self.global_act = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
+
+    def forward(self, local: Tensor, context: Tensor) -> Tensor:
+        frames = local.shape[-1]
+        gate = nearest(torch.sigmoid(self.global_act(context)), frames)
+        return self.local_embedding(local) * gate + nearest(self.global_embedding(context), frames)
