@@ -288,7 +288,7 @@ class TFACM(nn.Module):
 
 
 SIZED = ("conv.0.conv.weight", "deconv.weight", "mems.0.h_net.rnn.weight_hh_l0", "blocks.0.intra_linear.weight")
-DEFAULTS = {"emb_hs": 1, "eps": 1e-5, "variant": "released"}
+DEFAULTS: dict[str, Any] = {"emb_hs": 1, "eps": 1e-5, "variant": "released"}
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,65 @@
+"""What the README says is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import write_set
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(golden, tmp_path_factory):
+    """A folder with the files that the README names."""
+    root = tmp_path_factory.mktemp("readme")
+    for file in ("best_model.pth", "conf.yml"):
+        shutil.copy(golden("tdanet_small").checkpoint.with_name(file), root)
+    for name in ("calibration", "test"):
+        write_set(root / "sets" / name)
+    shutil.copy(root / "sets/test/mix_clean/0.wav", root / "mix.wav")
+    (root / "recipe.toml").write_text(blocks("toml")[0])
+    return root
+
+
+def run(command: list[str], workplace: Path) -> str:
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def test_every_command_runs(workplace):
+    commands = [line.split("#")[0].split() for line in blocks("sh")[0].splitlines()]
+    assert {c[1] for c in commands} == {"inspect", "export", "deploy", "verify", "bench", "separate"}
+    for command in commands:
+        run(command, workplace)
+    assert (workplace / "bundle" / "report.md").is_file()
+    assert soundfile.info(workplace / "sources" / "mix_s2.wav").frames == soundfile.info(workplace / "mix.wav").frames
+    # The Python example works on the bundle that the commands made.
+    run([sys.executable, "-c", blocks("python")[0]], workplace)
+
+
+def test_tables_are_those_of_the_recorded_results():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_file_it_names_exists():
+    for name in re.findall(r"(?:export|benchmarks|calibration)/[\w/]+\.\w+", TEXT):
+        assert (ROOT / name).is_file(), name
