@@ -79,16 +79,16 @@ class Separator:
     note: str = ""
 
     def __call__(self, mixture: np.ndarray | Tensor, *others: np.ndarray | Tensor) -> Tensor:
-        x = torch.as_tensor(mixture, dtype=torch.float32)
-        if x.ndim not in (1, 2) or x.shape[-1] < self.min_samples:
+        inputs = [torch.as_tensor(value, dtype=torch.float32) for value in (mixture, *others)]
+        axes = len(self.inputs[0].shape)
+        if inputs[0].ndim not in (axes - 1, axes) or inputs[0].shape[-1] < self.min_samples:
             raise ValueError(
-                f"mixture must be (batch, samples) or (samples,), samples ≥ {self.min_samples}, got {tuple(x.shape)}"
+                f"{self.inputs[0].name} must be {self.inputs[0].shape} (the first axis may be missing), with at least"
+                f" {self.min_samples} samples; got {tuple(inputs[0].shape)}"
             )
-        rest = [torch.as_tensor(other, dtype=torch.float32) for other in others]
-        if x.ndim == 1:
-            x, rest = x[None], [other[None] for other in rest]
-            return self._run(x, *rest)[0]
-        return self._run(x, *rest)
+        if inputs[0].ndim == axes - 1:
+            return self._run(*(value[None] for value in inputs))[0]
+        return self._run(*inputs)
 
     def _run(self, *inputs: Tensor) -> Tensor:
         if len(inputs) != len(self.inputs):
@@ -137,8 +137,8 @@ def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | N
 
     model = raw.get("model_name") if isinstance(raw.get("model_name"), str) else None
     conf = _read_config(path, config, raw.get("conf"))
-    net = conf.get("audionet", {}) or {}
-    state = raw.get("state_dict", raw)
+    net = conf.get("audionet") or conf.get("videonet") or {}
+    state = raw.get("state_dict", raw.get("model_state_dict", raw))
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"checkpoint {path} holds no tensors, expected a state dict or a file with 'state_dict'")
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
@@ -148,7 +148,7 @@ def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | N
     return Checkpoint(
         path=path,
         state=state,
-        model=net.get("audionet_name", model),
+        model=net.get("audionet_name") or net.get("videonet_name") or model,
         config=dict(net.get("audionet_config") or {}),
         sample_rate_hz=None if rate is None else int(rate),
     )

@@ -21,13 +21,14 @@ def test_output_equals_the_authors_forward(golden, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_of_the_checkpoint_is_counted(golden, name):
     g = golden(name)
-    assert load_separator(g.checkpoint).parameters == sum(v.numel() for v in g.state.values())
+    learned = [v.numel() for k, v in g.state.items() if "running_" not in k and "num_batches" not in k]
+    assert load_separator(g.checkpoint).parameters == sum(learned)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mixtures_of_a_batch_do_not_influence_each_other(golden, name):
     separator = load_separator(golden(name).checkpoint)
-    batch = separator.example_inputs(separator.sample_rate_hz // 3, batch=2)
+    batch = separator.example_inputs(max(6, separator.sample_rate_hz // 3), batch=2)
     together = separator(*batch).numpy()
     apart = np.concatenate([separator(*(x[i : i + 1] for x in batch)).numpy() for i in range(2)])
     assert output_snr_db(together, apart) >= 100
@@ -37,8 +38,8 @@ def test_mixtures_of_a_batch_do_not_influence_each_other(golden, name):
 def test_a_separator_that_calls_itself_causal_is(golden, name):
     """Changing the input from t on changes no output before t minus the stated latency."""
     g = golden(name)
-    net = g.conf["audionet"]
-    if net["audionet_name"] != "TFACMCausal":
+    net = g.conf.get("audionet", {})
+    if net.get("audionet_name") != "TFACMCausal":
         assert not load_separator(g.checkpoint).causal
         return
     net = {**net, "audionet_config": {**net["audionet_config"], "variant": "causal"}}
