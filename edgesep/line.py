@@ -26,6 +26,7 @@ from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
 from edgesep.runtimes import runtime
+from edgesep.runtimes.base import Shapes
 from edgesep.runtimes.eager import Runner as EagerRunner
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
@@ -87,6 +88,11 @@ class Line:
                     f"target {target.runtime} asks for {target.precision}, but no pass makes it; add a quantize pass"
                 )
         self.original = load_separator(recipe.separator.checkpoint, recipe.separator.config, name=recipe.separator.name)
+        if len(self.original.inputs) > 1:
+            names = ", ".join(s.name for s in self.original.inputs)
+            raise UnsupportedError(
+                f"{self.original.name} takes {names}; mixture sets hold no video, use edgesep export"
+            )
         rate, sources = self.original.sample_rate_hz, self.original.sources
         self.calibration = MixtureSet.open(recipe.data.calibration, rate, sources)
         self.test = MixtureSet.open(recipe.data.test, rate, sources)
@@ -243,11 +249,10 @@ class Line:
         module = runtime(target.runtime)
         if target.runtime == "eager":
             raise InputError("eager is the reference and always measured; name another runtime as target")
-        lengths = tuple(int(s * self.original.sample_rate_hz) for s in ENGINE_LENGTHS_S)
 
         def make(folder: Path) -> None:
             self.tick(0, 0, f"building {target.runtime} {target.precision}")
-            files = module.build(model, folder, target.precision, lengths)
+            files = module.build(model, folder, target.precision, engine_shapes(self.original))
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
@@ -377,6 +382,13 @@ def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separat
     module = copy.deepcopy(separator.module)
     resize(module, state)
     return replace(separator, module=module.eval(), parameters=sum(p.numel() for p in module.parameters()))
+
+
+def engine_shapes(separator: Separator) -> Shapes:
+    """Shapes of batch 1 over the engine's range of lengths."""
+    ranges = [separator.example_inputs(int(s * separator.sample_rate_hz)) for s in ENGINE_LENGTHS_S]
+    shapes = zip(*([tuple(x.shape) for x in inputs] for inputs in ranges), strict=True)
+    return dict(zip((s.name for s in separator.inputs), shapes, strict=True))
 
 
 def claim(out: Path) -> Path:

@@ -8,6 +8,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
+#: input name → its shortest, usual and longest shape, for runtimes that compile for a range
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
 
 class Runner(Protocol):
     """Runs one artifact. Construction is cheap; ``__enter__`` loads, ``__exit__`` frees."""

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 import onnxruntime
 
+from edgesep.runtimes.base import Shapes
 from edgesep.spec import UnsupportedError, VerificationError
 
 PACKAGE = "onnxruntime"
@@ -21,7 +22,7 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def build(model: Path, folder: Path, precision: str, samples: tuple[int, int, int]) -> list[str]:  # noqa: ARG001
+def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:  # noqa: ARG001
     """The artifact is the ONNX file itself: ONNX Runtime compiles it at load for the CPU it meets."""
     name = f"{precision}.onnx"
     shutil.copyfile(model, folder / name)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import openvino
 
+from edgesep.runtimes.base import Shapes
 from edgesep.spec import UnsupportedError, VerificationError
 
 PACKAGE = "openvino"
@@ -21,7 +22,7 @@ def version() -> str:
     return str(openvino.__version__).split("-")[0]
 
 
-def build(model: Path, folder: Path, precision: str, samples: tuple[int, int, int]) -> list[str]:  # noqa: ARG001
+def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:  # noqa: ARG001
     """Convert to IR; weights stay float32, because compressed ones are not the weights that were verified."""
     if precision not in PRECISIONS:
         raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")

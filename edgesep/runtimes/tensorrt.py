@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from edgesep.runtimes.base import Shapes
 from edgesep.spec import BuildError, UnsupportedError
 
 try:
@@ -31,8 +32,8 @@ def version() -> str:
     return f"{PACKAGE} {trt.__version__}"
 
 
-def build(model: Path, folder: Path, precision: str, samples: tuple[int, int, int]) -> list[str]:
-    """Build an engine for batch 1 and lengths of ``samples`` = (shortest, usual, longest).
+def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:
+    """Build an engine for the range of input shapes.
 
     Raises:
         BuildError: the parser or the builder refused; its own words are in the message.
@@ -51,7 +52,7 @@ def build(model: Path, folder: Path, precision: str, samples: tuple[int, int, in
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        profile.set_shape(tensor.name, *((1, n) for n in samples))
+        profile.set_shape(tensor.name, *shapes[tensor.name])
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
