@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--start", type=Path, help="begin from this checkpoint's weights (default: random)")
     parser.add_argument("--steps", type=int, help="default: as in demos.toml")
+    parser.add_argument("--lr", type=float, help="default: as in demos.toml")
+    parser.add_argument("--iterations", type=int, help="with --start: another number of iterations (num_blocks)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     demo = demos[args.separator]
@@ -118,9 +120,14 @@ def main() -> None:
 
     train = speech(run, "train", rate, demo["utterances"])
     heldout = speech(run, "valid", rate, 300)
-    test_mixture, test_sources = heldout.mixtures(np.random.default_rng(1), 48, 3 * rate, augment=False)
+    test_mixture, test_sources = heldout.mixtures(np.random.default_rng(1), 128, 3 * rate, augment=False)
     module_of = next(m for m in separators.separator_modules() if args.separator in m.NAMES)
-    separator = load_separator(args.start) if args.start else module_of.create(demo["config"], rate)
+    if args.start:
+        separator = load_separator(args.start)
+        if args.iterations:  # iterations share their weights, so any number fits
+            separator.config["num_blocks"] = separator.module.sm.iterations = args.iterations
+    else:
+        separator = module_of.create(demo["config"], rate)
     module = separator.module.to(memory_format=torch.channels_last)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +164,7 @@ def main() -> None:
         batches,
         steps,
         validate,
-        lr=demo["lr"],
+        lr=args.lr or demo["lr"],
         every=demo["validate_every"],
         state_path=run / "state.pt",
         on_step=on_step,
