@@ -94,3 +94,13 @@ def test_a_trained_module_survives_the_authors_format(tmp_path):
     again = load_separator(tmp_path / "own.pth")
     x = torch.randn(1, 3000)
     torch.testing.assert_close(again(x), new(x))
+
+
+def test_exported_nearest_resampling_takes_torchs_frames():
+    for length in range(1, 400):
+        shorter = length
+        for _ in range(5):
+            shorter = (shorter + 1) // 2
+            for a, b in ((shorter, length), (length, shorter)):
+                expected = F.interpolate(torch.arange(a, dtype=torch.float32)[None, None], size=b, mode="nearest")
+                assert torch.equal(uconv.nearest_index(a, b, expected), expected[0, 0].long())

@@ -46,7 +46,20 @@ class ConvNorm(nn.Module):
 
 def nearest(x: Tensor, frames: int) -> Tensor:
     """Nearest resampling of ``(B, C, 1, l)`` to ``frames`` frames."""
+    if torch.compiler.is_exporting():
+        return x.index_select(-1, nearest_index(x.shape[-1], frames, x))
     return F.interpolate(x, size=(1, frames), mode="nearest")
+
+
+def nearest_index(length: int, frames: int, like: Tensor) -> Tensor:
+    """Which frame ``F.interpolate`` takes: floor of a float32 product.
+
+    Where the exact product is an integer, its rounding decides between two frames, and ONNX's Resize decides
+    otherwise: for one length in eight that costs an export 70 dB. So the graph computes torch's index itself.
+    """
+    sizes = [torch.scalar_tensor(n, dtype=torch.float32, device=like.device) for n in (length, frames)]
+    at = torch.arange(frames, device=like.device).to(torch.float32) * (sizes[0] / sizes[1])
+    return at.floor().long().clamp(max=length - 1)
 
 
 class Windows:
