@@ -55,11 +55,28 @@ def nearest_index(length: int, frames: int, like: Tensor) -> Tensor:
     """Which frame ``F.interpolate`` takes: floor of a float32 product.
 
     Where the exact product is an integer, its rounding decides between two frames, and ONNX's Resize decides
-    otherwise: for one length in eight that costs an export 70 dB. So the graph computes torch's index itself.
+    otherwise: for one length in eight that costs an export 70 dB. So the graph computes torch's own index.
     """
-    sizes = [torch.scalar_tensor(n, dtype=torch.float32, device=like.device) for n in (length, frames)]
-    at = torch.arange(frames, device=like.device).to(torch.float32) * (sizes[0] / sizes[1])
+    at = torch.arange(frames, device=like.device).to(torch.float32) * float_ratio(length, frames, like)
     return at.floor().long().clamp(max=length - 1)
+
+
+def float_ratio(length: int, frames: int, like: Tensor) -> Tensor:
+    """``length / frames`` rounded once to float32, whatever the runtime makes of a float division.
+
+    OpenVINO multiplies by the reciprocal, which is off in the last bit. Long division in base 256 needs integers
+    below 2**24 only (up to 65,535 frames), and the digits' sum is rounded in its last addition alone.
+    """
+    divisor = torch.scalar_tensor(frames, dtype=torch.int64, device=like.device)
+    rest = torch.scalar_tensor(length, dtype=torch.int64, device=like.device)
+    parts = []
+    for digit in range(5):
+        quotient = torch.div(rest, divisor, rounding_mode="trunc")
+        rest = (rest - quotient * divisor) * 256
+        parts.append(quotient.to(torch.float32) * 256.0**-digit)
+    # A remainder beyond the last digit breaks a tie of the rounding upwards.
+    beyond = (rest > 0).to(torch.float32) * 2.0**-34
+    return (parts[0] + parts[1] + parts[2]) + (parts[3] + parts[4] + beyond)
 
 
 class Windows:
