@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle
-from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum
+from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum, sharing
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("IIANet",)
@@ -188,7 +188,8 @@ class IIANet(nn.Module):
         kernels = (samples + self.stride) // self.kernel + 1  # as in TDANet
         x = F.pad(mixture[:, None, None, :], (edge, kernels * self.kernel - self.stride - samples + edge))
         spectrum = self.encoder(x)
-        x = self.sm(self.bottleneck(self.ln(spectrum)), self.pre_v(mouth_embedding[:, :, None, :]))
+        with sharing():
+            x = self.sm(self.bottleneck(self.ln(spectrum)), self.pre_v(mouth_embedding[:, :, None, :]))
         mask = torch.relu(self.mask_net(x)).unflatten(1, (self.sources, self.basis))
         masked = (mask * spectrum[:, None]).flatten(1, 2)
         return self.decoder(masked)[:, :, 0, edge : edge + samples]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle, sharing_copy
-from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum
+from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum, sharing
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("TDANet", "TDANetBest")
@@ -196,7 +196,8 @@ class TDANet(nn.Module):
         kernels = (samples + self.stride) // self.kernel + 1
         x = F.pad(mixture[:, None, None, :], (edge, kernels * self.kernel - self.stride - samples + edge))
         spectrum = self.encoder(x)  # (B, N, 1, L)
-        x = self.mask_net(self.sm(self.bottleneck(self.ln(spectrum))))
+        with sharing():
+            x = self.mask_net(self.sm(self.bottleneck(self.ln(spectrum))))
         mask = torch.relu(x).unflatten(1, (self.sources, self.basis))
         masked = (mask * spectrum[:, None]).flatten(1, 2)
         return self.decoder(masked)[:, :, 0, edge : edge + samples]

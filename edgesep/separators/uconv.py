@@ -6,7 +6,11 @@ axis, because quantizers and runtimes treat Conv2d as a first-class operator and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +48,35 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+_SHARED: ContextVar[dict[str, Any] | None] = ContextVar("shared", default=None)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within it, what depends on lengths alone is traced once and not again in every iteration."""
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def shared(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What ``make`` gave for this key before; lengths are told apart by how they follow from the input's."""
+    known = _SHARED.get()
+    if known is None:
+        return make()
+    name = " ".join(map(str, key))
+    if name not in known:
+        known[name] = make()
+    return known[name]
+
+
 def nearest(x: Tensor, frames: int) -> Tensor:
     """Nearest resampling of ``(B, C, 1, l)`` to ``frames`` frames."""
     if torch.compiler.is_exporting():
-        return x.index_select(-1, nearest_index(x.shape[-1], frames, x))
+        index = shared(("nearest", x.shape[-1], frames), lambda: nearest_index(x.shape[-1], frames, x))
+        return x.index_select(-1, index)
     return F.interpolate(x, size=(1, frames), mode="nearest")
 
 
@@ -107,7 +136,8 @@ def pooled_sum(maps: list[Tensor]) -> Tensor:
     frames = total.shape[-1]
     for i, x in enumerate(maps[:-1]):
         if torch.compiler.is_exporting():
-            total = total + Windows(x.shape[-1], frames, len(maps) - 1 - i, x)(x)
+            make = functools.partial(Windows, x.shape[-1], frames, len(maps) - 1 - i, x)
+            total = total + shared(("windows", x.shape[-1], frames), make)(x)
         else:
             total = total + F.adaptive_avg_pool2d(x, (1, frames))
     return total
