@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.ops.selective_scan import selective_scan
+from edgesep.ops.causal_conv_torch import causal_conv_silu
+from edgesep.ops.selective_scan_torch import selective_scan
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle
 from edgesep.separators.spectral import ChannelNorm, Stft, projection, windows
 from edgesep.spec import InputError, TensorSpec
@@ -54,7 +55,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        u = F.silu(self.conv1d(F.pad(u.transpose(1, 2), (TAPS - 1, 0)))).transpose(1, 2)
+        u = causal_conv_silu(u, self.conv1d.weight[:, 0], self.conv1d.bias)
         dt, b, c = self.x_proj(u).split([self.rank, STATE, STATE], -1)
         dt = F.linear(dt, self.dt_proj.weight)
         a = -torch.exp(self.A_log)

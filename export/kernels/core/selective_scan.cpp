@@ -1,0 +1,170 @@
+// Compiled once per instruction set, each time in a namespace of its own (EDGESEP_ISA); see dispatch.cpp.
+#include "selective_scan.h"
+
+#include <algorithm>
+
+#include "vec.h"
+
+namespace edgesep {
+namespace EDGESEP_ISA {
+
+namespace {
+
+constexpr int kMaxState = EDGESEP_SCAN_MAX_STATE;
+
+// A of 16 channels as (state, lanes), scaled for exp2. Returns 0 in every lane, or NaN where A holds one.
+Vec load_decay(const float* A, int64_t channels, int64_t state, Vec* out) {
+  float lanes[kLanes];
+  Vec poison{};
+  for (int64_t n = 0; n < state; ++n) {
+    for (int64_t c = 0; c < kLanes; ++c) lanes[c] = c < channels ? A[c * state + n] * kLog2E : 0;
+    out[n] = load(lanes, kLanes);
+    poison += out[n] - out[n];
+  }
+  return poison;
+}
+
+void load_state(const float* from, int64_t channels, int64_t state, Vec* h) {
+  float lanes[kLanes];
+  for (int64_t n = 0; n < state; ++n) {
+    for (int64_t c = 0; c < kLanes; ++c) lanes[c] = from && c < channels ? from[c * state + n] : 0;
+    h[n] = load(lanes, kLanes);
+  }
+}
+
+void store_state(const Vec* h, int64_t channels, int64_t state, float* to) {
+  for (int64_t n = 0; n < state; ++n)
+    for (int64_t c = 0; c < channels; ++c) to[c * state + n] = h[n][c];
+}
+
+// One batch item, up to 16 channels from `channel` on. With kState and kCount known, the state lives in registers.
+template <int kState, int kCount>
+void row(const EdgesepScan& s, int64_t item, int64_t channel) {
+  const int64_t state = kState ? kState : s.state;
+  const int64_t count = kCount ? kCount : std::min<int64_t>(kLanes, s.channels - channel);
+  Vec decay[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
+  const Vec poison = load_decay(s.A + channel * state, count, state, decay);
+  load_state(s.initial_state ? s.initial_state + (item * s.channels + channel) * state : nullptr, count, state, h);
+  const Vec bias = s.delta_bias ? load(s.delta_bias + channel, count) + poison : poison;
+  const Vec skip = s.D ? load(s.D + channel, count) : Vec{};
+  for (int64_t step = 0; step < s.length; ++step) {
+    const int64_t t = item * s.length + (s.reverse ? s.length - 1 - step : step);
+    const int64_t at = t * s.channels + channel;
+    Vec dt = load(s.delta + at, count) + bias;
+    if (s.delta_softplus) dt = softplus(dt);
+    const Vec u = load(s.u + at, count), x = dt * u;
+    const float *B = s.B + t * state, *C = s.C + t * state;
+    Vec y0 = skip * u, y1{};
+    for (int64_t n = 0; n + 1 < state; n += 2) {
+      h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
+      h[n + 1] = exp2(dt * decay[n + 1]) * h[n + 1] + x * B[n + 1];
+      y0 += h[n] * C[n];
+      y1 += h[n + 1] * C[n + 1];
+    }
+    if (state % 2) {
+      const int64_t n = state - 1;
+      h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
+      y0 += h[n] * C[n];
+    }
+    Vec y = y0 + y1;
+    if (s.z) y *= silu(load(s.z + at, count));
+    store(s.y + at, y, count);
+  }
+  if (s.last_state) store_state(h, count, state, s.last_state + (item * s.channels + channel) * state);
+}
+
+}  // namespace
+
+void scan(const EdgesepScan* s, int64_t first, int64_t end) {
+  const int64_t blocks = (s->channels + kLanes - 1) / kLanes;
+  for (int64_t r = first; r < end; ++r) {
+    const int64_t item = r / blocks, channel = r % blocks * kLanes;
+    const bool full = channel + kLanes <= s->channels;
+    if (full && s->state == 16)
+      row<16, kLanes>(*s, item, channel);
+    else if (full)
+      row<0, kLanes>(*s, item, channel);
+    else
+      row<0, 0>(*s, item, channel);
+  }
+}
+
+// The state of every step is recomputed into the workspace, then the recurrence is run backwards through it.
+void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
+  const int64_t state = s->state, length = s->length, channels = s->channels;
+  Vec* const history = reinterpret_cast<Vec*>(s->workspace);  // (length, state) of 16 lanes
+  Vec* const sums = history + length * state;                 // dB and dC before lanes are added: (length, 2, state)
+  for (int64_t item = first; item < end; ++item) {
+    std::fill(sums, sums + length * 2 * state, Vec{});
+    for (int64_t channel = 0; channel < channels; channel += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, channels - channel);
+      Vec decay[kMaxState], h[kMaxState], g[kMaxState], dA[kMaxState];
+      load_decay(s->A + channel * state, count, state, decay);
+      std::fill(h, h + state, Vec{});
+      std::fill(g, g + state, Vec{});
+      std::fill(dA, dA + state, Vec{});
+      const Vec bias = s->delta_bias ? load(s->delta_bias + channel, count) : Vec{};
+      const Vec skip = s->D ? load(s->D + channel, count) : Vec{};
+      Vec dskip{}, dbias{};
+      for (int64_t t = 0; t < length; ++t) {
+        const int64_t at = (item * length + t) * channels + channel;
+        Vec dt = load(s->delta + at, count) + bias;
+        if (s->delta_softplus) dt = softplus(dt);
+        const Vec x = dt * load(s->u + at, count);
+        const float* B = s->B + (item * length + t) * state;
+        for (int64_t n = 0; n < state; ++n) {
+          h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
+          history[t * state + n] = h[n];
+        }
+      }
+      for (int64_t t = length - 1; t >= 0; --t) {
+        const int64_t at = (item * length + t) * channels + channel;
+        const Vec raw = load(s->delta + at, count) + bias, u = load(s->u + at, count);
+        const Vec dt = s->delta_softplus ? softplus(raw) : raw, x = dt * u;
+        const float *B = s->B + (item * length + t) * state, *C = s->C + (item * length + t) * state;
+        const Vec *now = history + t * state, *before = now - state;
+        Vec *dB = sums + t * 2 * state, *dC = dB + state;
+        Vec dy = load(s->dy + at, count);
+        if (s->z) {
+          const Vec z = load(s->z + at, count), gate = sigmoid(z);
+          Vec y = skip * u;
+          for (int64_t n = 0; n < state; ++n) y += now[n] * C[n];
+          store(s->dz + at, dy * y * gate * (1.0f + z * (1.0f - gate)), count);
+          dy *= z * gate;
+        }
+        Vec through_x{}, through_decay{};
+        for (int64_t n = 0; n < state; ++n) {
+          const Vec a = exp2(dt * decay[n]), gn = g[n] + dy * C[n];
+          dC[n] += dy * now[n];
+          dB[n] += gn * x;
+          through_x += gn * B[n];
+          const Vec ga = gn * a;
+          if (t) {
+            const Vec q = ga * before[n];
+            through_decay += q * decay[n];
+            dA[n] += q * dt;
+          }
+          g[n] = ga;
+        }
+        Vec ddelta = through_x * u + through_decay * (1 / kLog2E);
+        if (s->delta_softplus) ddelta *= sigmoid(raw);
+        dskip += dy * u;
+        dbias += ddelta;
+        store(s->du + at, through_x * dt + dy * skip, count);
+        store(s->ddelta + at, ddelta, count);
+      }
+      for (int64_t n = 0; n < state; ++n)
+        for (int64_t c = 0; c < count; ++c) s->dA[(channel + c) * state + n] += dA[n][c];
+      if (s->dD) store(s->dD + channel, load(s->dD + channel, count) + dskip, count);
+      if (s->ddelta_bias) store(s->ddelta_bias + channel, load(s->ddelta_bias + channel, count) + dbias, count);
+    }
+    for (int64_t t = 0; t < length; ++t)
+      for (int64_t n = 0; n < state; ++n) {
+        s->dB[(item * length + t) * state + n] += sum(sums[t * 2 * state + n]);
+        s->dC[(item * length + t) * state + n] += sum(sums[(t * 2 + 1) * state + n]);
+      }
+  }
+}
+
+}  // namespace EDGESEP_ISA
+}  // namespace edgesep
