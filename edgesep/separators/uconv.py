@@ -16,12 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgesep.ops import conv_norm_torch
+
 EPS = 1e-8
+
+
+class Conv(nn.Conv2d):
+    """As its base; in training on one thread torch's convolutions of size 1 are slow, products are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and conv_norm_torch.wanted(self, x):
+            return conv_norm_torch.pointwise(x, self)
+        return super().forward(x)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
     """A 1-D convolution over frames, "same" padding, as Conv2d over ``(B, channels, 1, L)``."""
-    return nn.Conv2d(
+    return Conv(
         inputs, outputs, (1, kernel), stride=(1, stride), padding=(0, (kernel - 1) // 2), groups=groups, bias=bias
     )
 
@@ -45,7 +56,11 @@ class ConvNorm(nn.Module):
         self.act = act or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        conv = self.conv
+        fits = conv.kernel_size[1] == 1 if conv.groups == 1 else conv.groups == conv.in_channels == conv.out_channels
+        if fits and conv_norm_torch.wanted(self, x):
+            return conv_norm_torch.conv_norm(x, conv, self.norm, self.act)
+        return self.act(self.norm(conv(x)))
 
 
 _SHARED: ContextVar[dict[str, Any] | None] = ContextVar("shared", default=None)
@@ -174,5 +189,8 @@ class Fusion(nn.Module):
 
     def forward(self, local: Tensor, context: Tensor) -> Tensor:
         frames = local.shape[-1]
+        if conv_norm_torch.wanted(self, context):
+            parts = self.local_embedding(local), self.global_act(context), self.global_embedding(context)
+            return conv_norm_torch.gated(*parts)
         gate = nearest(torch.sigmoid(self.global_act(context)), frames)
         return self.local_embedding(local) * gate + nearest(self.global_embedding(context), frames)

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "causal_conv.h"
+#include "conv_norm.h"
 #include "selective_scan.h"
 
 // Every kernel: name in its namespace, argument type.
@@ -9,7 +10,11 @@
   X(scan, EdgesepScan)                   \
   X(scan_backward, EdgesepScanBackward)  \
   X(conv, EdgesepConv)                   \
-  X(conv_backward, EdgesepConvBackward)
+  X(conv_backward, EdgesepConvBackward)  \
+  X(conv_norm, EdgesepConvNorm)          \
+  X(conv_norm_backward, EdgesepConvNormBackward) \
+  X(gated, EdgesepGated)                 \
+  X(gated_backward, EdgesepGatedBackward)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);

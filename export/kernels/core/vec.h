@@ -90,9 +90,11 @@ inline Vec sigmoid(Vec x) { return 1.0f / (exp(-x) + 1.0f); }
 inline Vec silu(Vec z) { return z / (exp(-z) + 1.0f); }
 
 inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof lanes);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 }  // namespace EDGESEP_ISA
