@@ -7,6 +7,9 @@ Everything goes to the run's folder: the speech, the state (the same command con
 checkpoint ``demo.pth`` in the authors' format and ``curve.png`` with loss and SI-SNRi. Sizes and settings stand in
 ``benchmarks/demos.toml``. Mixtures are made on the fly: two voices of different families, -5 to 5 dB, each resampled
 by a random factor, which moves pitch and formants and so makes new voices of the known ones.
+
+IIANet is shown a synthetic mouth that moves with the first voice, and is asked for that voice alone. Its lip front-end
+is trained first, to read the mouth's motion off the crops, and then kept as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -27,9 +31,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edgesep import load_separator, separators, training
+from edgesep import load_separator, separators, training, video
+from edgesep.separators import lip
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "calibration"))
+import synthesise  # noqa: E402  (the program that made the packaged sets also draws the mouths)
 
 
 class Speech:
@@ -84,6 +91,56 @@ def speech(run: Path, split: str, rate: int, utterances: int) -> Speech:
     return Speech(path)
 
 
+class Mouths:
+    """The lip front-end, and the embedding of mouths drawn for a batch of voices."""
+
+    def __init__(self, front_end: separators.Separator):
+        self.front_end = front_end
+
+    def crops(self, rng: np.random.Generator, voices: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        """``(batch, samples)`` → crops ``(batch, 1, frames, 88, 88)`` and their motion ``(batch, frames, 2)``."""
+        motion = [synthesise.mouth_motion(voice.numpy(), rate) for voice in voices]
+        drawn = [video.crops(synthesise.mouth_video(rng, m, noise=0.02)) for m in motion]
+        return torch.from_numpy(np.stack(drawn)), torch.from_numpy(np.stack(motion))
+
+    def embedding(self, rng: np.random.Generator, voices: Tensor, rate: int) -> Tensor:
+        with torch.no_grad():
+            embedded: Tensor = self.front_end.module(self.crops(rng, voices, rate)[0])
+        return embedded
+
+    def learn(self, voices: Callable[[int], Tensor], rate: int, steps: int) -> float:
+        """Train the front-end to tell the motion through one linear layer; returns the last mean squared error."""
+        module = self.front_end.module.train()
+        reader = nn.Conv1d(self.front_end.outputs[0].shape[1], 2, 1)
+        optimizer = torch.optim.AdamW([*module.parameters(), *reader.parameters()], lr=3e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+        for step in range(steps):
+            crops, motion = self.crops(np.random.default_rng([1, step]), voices(step), rate)
+            error = (reader(module(crops)) - motion.transpose(1, 2)).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            schedule.step()
+        module.eval().requires_grad_(False)
+        return float(error)
+
+
+def front_end_of(run: Path, config: dict[str, int], voices: Callable[[int], Tensor], rate: int) -> Mouths:
+    """The run's trained lip front-end; trained now if it is not there yet."""
+    path = run / "front_end.pth"
+    mouths = Mouths(lip.create(config, 0))
+    if path.exists():
+        mouths.front_end.module.load_state_dict(torch.load(path, weights_only=True))
+        mouths.front_end.module.eval().requires_grad_(False)
+    else:
+        error = mouths.learn(voices, rate, 300)
+        tqdm.write(
+            f"lip front-end: {mouths.front_end.parameters:,} parameters, motion read with an error of {error:.4f}"
+        )
+        torch.save(mouths.front_end.module.state_dict(), path)
+    return mouths
+
+
 def draw(curve: tuple[tuple[int, float, float], ...], title: str, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -130,14 +187,31 @@ def main() -> None:
         separator = module_of.create(demo["config"], rate)
     module = separator.module.to(memory_format=torch.channels_last)
 
-    def batches(step: int) -> tuple[Tensor, Tensor]:
-        return train.mixtures(np.random.default_rng([demo["seed"], step]), demo["batch"], samples, augment=True)
+    mouths = None
+    if "front_end" in demo:
+
+        def voices(step: int) -> Tensor:
+            rng = np.random.default_rng([demo["seed"], 1, step])
+            return train.mixtures(rng, demo["batch"], samples, augment=True)[1][:, 0]
+
+        mouths = front_end_of(run, demo["front_end"], voices, rate)
+
+    def seen(rng: np.random.Generator, mixture: Tensor, sources: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What the separator is given and asked for."""
+        if mouths is None:
+            return (mixture,), sources
+        return (mixture, mouths.embedding(rng, sources[:, 0], rate)), sources[:, :1]
+
+    def batches(step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        rng = np.random.default_rng([demo["seed"], step])
+        return seen(rng, *train.mixtures(rng, demo["batch"], samples, augment=True))
 
     def validate(module: nn.Module) -> float:
         gained = []
         for m, s in zip(test_mixture.split(8), test_sources.split(8), strict=True):
-            before = training.si_snr_db(m[:, None].expand_as(s), s).mean(1)
-            gained.append(training.pit_db(module(m), s, training.si_snr_db) - before)
+            inputs, wanted = seen(np.random.default_rng(2), m, s)
+            before = training.si_snr_db(m[:, None].expand_as(wanted), wanted).mean(1)
+            gained.append(training.pit_db(module(*inputs), wanted, training.si_snr_db) - before)
         return float(torch.cat(gained).mean())
 
     started = time.time()
@@ -156,6 +230,9 @@ def main() -> None:
                 "datamodule": {"data_config": {"sample_rate": rate}},
             }
             state = {k: v.contiguous() for k, v in module_of.to_authors(module).items()}
+            if mouths is not None:  # one file for both graphs, as Lightning would write it
+                state = {f"audio_model.{k}": v for k, v in state.items()}
+                state |= {f"video_model.{k}": v for k, v in mouths.front_end.module.state_dict().items()}
             torch.save({"model_name": separator.name, "state_dict": state, "conf": conf}, run / "demo.pth")
             (run / "demo.json").write_text(json.dumps({"step": step, "valid_si_snri_db": score, **demo}, indent=1))
 

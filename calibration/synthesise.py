@@ -1,6 +1,7 @@
 """Make the packaged mixture sets and the training speech with espeak-ng.
 
     python calibration/synthesise.py sets              # calibration/calibration and calibration/test, as shipped
+    python calibration/synthesise.py mouths            # the mouth videos of these sets alone
     python calibration/synthesise.py speech --split train --utterances 9000 --out speech_train.npz
 
 Needs espeak-ng (Debian: apt install espeak-ng), numpy, scipy, soundfile and soxr. Voices are espeak-ng's voice
@@ -97,6 +98,46 @@ def speak(rng: np.random.Generator, voice: str, rate: int, seconds: float) -> np
     return np.asarray(x / np.sqrt(active), np.float32)
 
 
+VIDEO_FPS, CROP = 25, 88
+
+
+def mouth_motion(source: np.ndarray, rate: int) -> np.ndarray:
+    """How a mouth would move with this speech: (frames, 2), opening and spread, 0 to 1.
+
+    The opening follows the level of each 40 ms, the spread its zero crossings (s and f are said with spread lips).
+    """
+    hop = rate // VIDEO_FPS
+    x = np.pad(source, (0, -source.size % hop)).reshape(-1, hop)
+    level = 10 * np.log10((x**2).mean(1) + 1e-10)
+    spread = np.clip((np.diff(np.signbit(x), axis=1) != 0).mean(1) / 0.4, 0, 1)
+    opening = np.clip((level - np.percentile(level, 95) + 30) / 30, 0, 1) * (1 - 0.5 * spread)
+    moves = np.stack([opening, spread * (opening > 0.05)], 1)
+    near = np.pad(moves, ((1, 1), (0, 0)), mode="edge")  # lips do not jump
+    return np.asarray(0.25 * near[:-2] + 0.5 * near[1:-1] + 0.25 * near[2:], np.float32)
+
+
+def mouth_video(rng: np.random.Generator, motion: np.ndarray, noise: float = 0.0) -> np.ndarray:
+    """Grey mouth crops (frames, 88, 88) uint8 of one random face that makes this motion."""
+    opening, spread = motion.T.astype(np.float32)[:, :, None, None]
+    frames = len(motion)
+    sway = np.cumsum(rng.normal(0, 0.15, (2, frames)), 1).astype(np.float32)
+    middle = np.array([[44.0], [46.0]], np.float32) + rng.normal(0, 2.5, (2, 1)).astype(np.float32) + sway
+    half_width, lip = rng.uniform(18, 26), rng.uniform(3, 6)
+    skin, red, dark = rng.uniform(0.45, 0.7), rng.uniform(0.25, 0.42), rng.uniform(0.03, 0.15)
+    grid = np.arange(CROP, dtype=np.float32)
+    dx, dy = grid[None, None, :] - middle[0][:, None, None], grid[None, :, None] - middle[1][:, None, None]
+
+    def inside(wide: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(np.clip(12 * ((dx / wide) ** 2 + (dy / high) ** 2 - 1), -30, 30)))
+
+    wide = half_width * (0.8 + 0.25 * spread - 0.1 * opening)
+    high = 0.8 + 14 * opening
+    face = skin + (red - skin) * inside(wide + lip, high + lip) + (dark - red) * inside(wide, high)
+    if noise:
+        face += rng.normal(0, noise, face.shape).astype(np.float32)
+    return np.asarray(np.clip(face * 255, 0, 255), np.uint8)
+
+
 def speech(split: str, utterances: int, rate: int, seconds: float, out: Path) -> None:
     """Write clips of one length as int16 with the index of their voice family."""
     names = voices(split)
@@ -141,8 +182,20 @@ def mixture_set(split: str, mixtures: int, rate: int, seconds: float) -> None:
             data = io.BytesIO()
             soundfile.write(data, x, rate, format="FLAC", subtype="PCM_16")
             (root / d / name).write_bytes(data.getvalue())
-    size = sum(f.stat().st_size for f in root.rglob("*.flac"))
+    mouths(root, rate)
+    size = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
     print(f"{root.name}: {mixtures} mixtures of {seconds} s, {len(names)} voice families, {size / 1e6:.2f} MB")
+
+
+def mouths(root: Path, rate: int) -> None:
+    """Draw the mouth of the first source beside every second mixture: mouth/NAME.npz, array ``data``."""
+    shutil.rmtree(root / "mouth", ignore_errors=True)
+    (root / "mouth").mkdir()
+    for i, file in enumerate(sorted((root / "s1").iterdir())[::2]):
+        source, _ = soundfile.read(file, dtype="float32")
+        drawn = mouth_video(np.random.default_rng([SEED, i]), mouth_motion(source, rate))
+        # Few grey levels compress well; the front-end reads the motion all the same.
+        np.savez_compressed(root / "mouth" / f"{file.stem}.npz", data=(drawn // 16) * 16 + 8)
 
 
 def main() -> None:
@@ -150,6 +203,8 @@ def main() -> None:
     sub = parser.add_subparsers(dest="what", required=True)
     sets = sub.add_parser("sets", help="the packaged calibration and test sets")
     sets.add_argument("--rate", type=int, default=8000)
+    drawn = sub.add_parser("mouths", help="the mouth videos of the packaged sets alone")
+    drawn.add_argument("--rate", type=int, default=8000)
     one = sub.add_parser("speech", help="single-voice clips for training")
     one.add_argument("--split", choices=("train", "valid"), default="train")
     one.add_argument("--utterances", type=int, default=9000)
@@ -160,6 +215,9 @@ def main() -> None:
     if args.what == "sets":
         mixture_set("calibration", 16, args.rate, 3.0)
         mixture_set("test", 40, args.rate, 3.0)
+    elif args.what == "mouths":
+        mouths(HERE / "calibration", args.rate)
+        mouths(HERE / "test", args.rate)
     else:
         speech(args.split, args.utterances, args.rate, args.seconds, args.out)
 

@@ -2,7 +2,11 @@
 
 Layout: ``manifest.json`` (how it was made, hash of every file, results), ``artifacts/RUNTIME-PRECISION/``,
 ``golden.npz`` (test mixtures with references and the original's output), ``results.jsonl``, ``report.md``,
-``README.md``. Shapes: mixtures ``(batch, samples)``, estimates ``(batch, sources, samples)``.
+``README.md``. Shapes: mixtures ``(batch, samples)``, estimates ``(batch, sources, samples)``, mouth video
+``(frames, height, width)`` uint8.
+
+An audio-visual separator is two graphs at two rates: its artifacts hold a second one, the front-end, that makes the
+separator's last input.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgesep import measure, verify
+from edgesep import blocks, measure, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, UnsupportedError, VerificationError
 
@@ -36,6 +40,7 @@ class Artifact:
         folder: where its files lie.
         files: their names, the one to load first.
         note: why it was not run on the build host, or empty.
+        front_end: the same build of the front-end.
     """
 
     runtime: str
@@ -44,6 +49,7 @@ class Artifact:
     folder: Path
     files: tuple[str, ...]
     note: str = ""
+    front_end: Artifact | None = None
 
     @property
     def name(self) -> str:
@@ -54,31 +60,71 @@ class Artifact:
         module = runtime(self.runtime)
         return module.Runner(self.folder, list(self.files), self.precision, threads or self.threads)
 
+    def graphs(self) -> tuple[Artifact, ...]:
+        """In the order in which they run."""
+        return (self,) if self.front_end is None else (self.front_end, self)
+
     def size_mb(self) -> float:
-        return sum((self.folder / f).stat().st_size for f in self.files) / 1e6
+        return sum((g.folder / f).stat().st_size for g in self.graphs() for f in g.files) / 1e6
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        entry = {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "threads": self.threads,
+            "folder": self.folder.relative_to(root).as_posix(),
+            "files": list(self.files),
+            "note": self.note,
+        }
+        return entry if self.front_end is None else entry | {"front_end": self.front_end.to_json(root)}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any], root: Path) -> Artifact:
+        front = entry.get("front_end")
+        return cls(
+            entry["runtime"],
+            entry["precision"],
+            entry["threads"],
+            root / entry["folder"],
+            tuple(entry["files"]),
+            entry["note"],
+            None if front is None else cls.from_json(front, root),
+        )
 
 
 class Separating:
-    """A loaded artifact as a function: ``(batch, samples)`` → ``(batch, sources, samples)``."""
+    """A loaded artifact as a function: ``(batch, samples)``, further inputs → ``(batch, sources, samples)``."""
 
-    def __init__(self, runner: Any, input_name: str, output_name: str):
-        self._runner, self._input, self._output = runner, input_name, output_name
+    def __init__(self, artifact: Artifact, facts: dict[str, Any], threads: int | None = None):
+        self._stack = contextlib.ExitStack()
+        described = [facts] if artifact.front_end is None else [facts["front_end"], facts]
+        self._graphs = [
+            (graph.runner(threads), [i["name"] for i in fact["inputs"]], fact["outputs"][0]["name"])
+            for graph, fact in zip(artifact.graphs(), described, strict=True)
+        ]
 
     def __enter__(self) -> Self:
-        self._runner.__enter__()
+        with contextlib.ExitStack() as entered:
+            for runner, _, _ in self._graphs:
+                entered.enter_context(runner)
+            self._stack = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runner.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
-    def __call__(self, mixture: np.ndarray) -> np.ndarray:
-        outputs = self._runner.run({self._input: mixture})
-        if self._output not in outputs:
-            raise VerificationError(f"the artifact returned {', '.join(outputs)}, expected {self._output!r}")
-        estimates: np.ndarray = outputs[self._output]
-        return estimates
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        given = list(inputs)
+        for runner, names, output in self._graphs:
+            mine = given[-len(names) :]  # a front-end takes the last input and leaves its output there
+            outputs = runner.run(dict(zip(names, mine, strict=True)))
+            if output not in outputs:
+                raise VerificationError(f"the artifact returned {', '.join(outputs)}, expected {output!r}")
+            given = [*given[: len(given) - len(names)], outputs[output]]
+        return np.asarray(given[0])
 
 
 class Bundle:
@@ -91,10 +137,7 @@ class Bundle:
         self.sample_rate_hz: int = facts["sample_rate_hz"]
         self.sources: int = facts["sources"]
         self.min_samples: int = facts["min_samples"]
-        self.artifacts = tuple(
-            Artifact(a["runtime"], a["precision"], a["threads"], path / a["folder"], tuple(a["files"]), a["note"])
-            for a in manifest["artifacts"]
-        )
+        self.artifacts = tuple(Artifact.from_json(a, path) for a in manifest["artifacts"])
         self.criteria = Criteria(**manifest["criteria"])
 
     def artifact(self, runtime: str | None = None, precision: str | None = None) -> Artifact:
@@ -130,21 +173,28 @@ class Bundle:
         return self.artifact(runtime, precision).runner(threads)
 
     def separating(self, artifact: Artifact, threads: int | None = None) -> Separating:
-        facts = self.manifest["separator"]
-        return Separating(artifact.runner(threads), facts["inputs"][0]["name"], facts["outputs"][0]["name"])
+        return Separating(artifact, self.manifest["separator"], threads)
 
     def separate(
         self,
         mixture: np.ndarray,
+        mouth: np.ndarray | None = None,
         *,
+        late_s: float = 0.0,
+        block_s: float | None = None,
         runtime: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
     ) -> np.ndarray:
         """Separate ``(samples,)`` or ``(batch, samples)`` at ``sample_rate_hz`` → sources on the second last axis.
 
+        Args:
+            mouth: video of the wanted speaker's mouth, for audio-visual separators (one mixture at a time).
+            late_s: how much later than the audio the video starts.
+            block_s: separate in overlapping blocks of this length, in bounded memory (see ``blocks``).
+
         Raises:
-            InputError: too short, silent, or with NaN.
+            InputError: too short, silent, or with NaN; video missing, or of another length than the audio.
         """
         x = np.asarray(mixture, np.float32)
         if x.ndim not in (1, 2):
@@ -155,17 +205,46 @@ class Bundle:
             raise InputError(f"mixture holds {np.count_nonzero(~np.isfinite(x))} NaN or infinite samples")
         if not np.abs(x).max() > 0:
             raise InputError("mixture is silent, there is nothing to separate")
+        inputs = (np.atleast_2d(x), *self._video(x, mouth, late_s))
+        shortest_s = self.min_samples / self.sample_rate_hz
+        if block_s is not None and not block_s >= 2 * shortest_s:
+            raise InputError(f"blocks of {block_s} s are too short, {self.name} needs at least {2 * shortest_s:.3f} s")
         with self.separating(self.artifact(runtime, precision), threads) as run:
-            estimates = run(np.atleast_2d(x))
+            if block_s is None:
+                estimates = run(*inputs)
+            else:
+                estimates = blocks.separate(run, inputs, round(block_s * self.sample_rate_hz), self.min_samples)
         return estimates[0] if x.ndim == 1 else estimates
 
-    def golden(self) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
-        """Test items (mixture, sources, original's estimates) and odd shapes (batch, original's estimates)."""
+    def _video(self, mixture: np.ndarray, mouth: np.ndarray | None, late_s: float) -> tuple[np.ndarray, ...]:
+        """The crops that a front-end wants, batch 1."""
+        if not self.manifest["separator"].get("front_end"):
+            if mouth is not None:
+                raise InputError(f"{self.name} takes audio alone; leave out the mouth video")
+            return ()
+        if mouth is None:
+            raise InputError(f"{self.name} needs the mouth video of the wanted speaker (--mouth FILE.npz)")
+        if mixture.ndim != 1:
+            raise InputError("with mouth video one mixture (samples,) is separated at a time")
+        return (video.fit(video.crops(mouth), mixture.size, self.sample_rate_hz, late_s)[None],)
+
+    def golden(
+        self,
+    ) -> tuple[list[tuple[verify.Inputs, np.ndarray, np.ndarray]], list[tuple[verify.Inputs, np.ndarray]]]:
+        """Test items (inputs, sources, original's estimates) and odd shapes (inputs, original's estimates)."""
         with np.load(self.path / "golden.npz") as data:
+
+            def inputs(kind: str, i: int) -> tuple[np.ndarray, ...]:
+                mixture, name = np.atleast_2d(data[f"{kind}_{i}"]), f"{kind}_mouth_{i}"
+                if name not in data:
+                    return (mixture,)
+                fitted = (video.fit(video.crops(v), mixture.shape[1], self.sample_rate_hz) for v in data[name])
+                return mixture, np.stack(list(fitted))
+
             items = [
-                (data[f"mixture_{i}"], data[f"sources_{i}"], data[f"original_{i}"]) for i in range(int(data["items"]))
+                (inputs("mixture", i), data[f"sources_{i}"], data[f"original_{i}"]) for i in range(int(data["items"]))
             ]
-            cases = [(data[f"case_{i}"], data[f"case_original_{i}"]) for i in range(int(data["cases"]))]
+            cases = [(inputs("case", i), data[f"case_original_{i}"]) for i in range(int(data["cases"]))]
         return items, cases
 
     def verify(self, tick: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
@@ -219,11 +298,14 @@ def bench_row(
         return row | {"status": "not run", "note": artifact.note}
     job = {
         "runtime": artifact.runtime,
-        "folder": str(artifact.folder),
-        "files": list(artifact.files),
         "precision": artifact.precision,
         "threads": threads or artifact.threads,
-        "inputs": {separator["inputs"][0]["name"]: [1, separator["sample_rate_hz"]]},
+        "graphs": [
+            {"folder": str(g.folder), "files": list(g.files), "inputs": f["second"]}
+            for g, f in zip(
+                artifact.graphs(), [separator["front_end"], separator][-len(artifact.graphs()) :], strict=True
+            )
+        ],
         "seconds": seconds,
     }
     try:

@@ -28,6 +28,8 @@ screen = Console(stderr=True)
 
 Checkpoint = Annotated[Path, typer.Argument(help="best_model.pth, a Lightning .ckpt or a bare state dict")]
 Config = Annotated[Path | None, typer.Option(help="conf.yml of the training run (looked for beside the checkpoint)")]
+FrontEnd = Annotated[Path | None, typer.Option(help="IIANet: checkpoint of its lip front-end")]
+Variant = Annotated[str | None, typer.Option(help="TFACM: causal or released arithmetic")]
 BundlePath = Annotated[Path, typer.Argument(help="folder that `edgesep deploy` wrote")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of the runtime (default: as deployed)")]
@@ -114,14 +116,20 @@ def demo(
 
 
 @app.command()
-def inspect(checkpoint: Checkpoint, config: Config = None, as_json: AsJson = False) -> None:
+def inspect(
+    checkpoint: Checkpoint,
+    config: Config = None,
+    front_end: FrontEnd = None,
+    variant: Variant = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what a checkpoint is: architecture, sizes, multiply-accumulates, rate, causal or not.
 
     Example: `edgesep inspect best_model.pth --config conf.yml`
     """
     from edgesep.inspect import inspect as look
 
-    found = look(checkpoint, config)
+    found = look(checkpoint, config, front_end=front_end, variant=variant)
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -140,16 +148,23 @@ def export(
     out: Annotated[Path, typer.Option(help="folder for the files")],
     runtime: Annotated[str, typer.Option(help="onnxruntime, openvino or tensorrt")] = "onnxruntime",
     config: Config = None,
+    front_end: FrontEnd = None,
+    variant: Variant = None,
 ) -> None:
     """Export a checkpoint in float32 for one runtime, checked against the original where it can run here.
 
     Example: `edgesep export best_model.pth --config conf.yml --runtime openvino --out export/`
     """
     from edgesep.export import export_checked
+    from edgesep.separators import load_separator
 
+    separator = load_separator(checkpoint, config, front_end=front_end, variant=variant)
     with progress() as tick:
-        files, said = export_checked(checkpoint, config, runtime, out, tick)
-    print(said)
+        files, said = export_checked(separator, runtime, out, tick)
+    if separator.note:
+        print(separator.note)
+    for text in said:
+        print(text)
     for file in files:
         print(file)
 
@@ -193,19 +208,28 @@ def separate(
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
     threads: Threads = None,
+    mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
+    late_s: Annotated[float, typer.Option(min=0, help="seconds by which the video starts after the audio")] = 0.0,
+    block_s: Annotated[float | None, typer.Option(help="separate in overlapping blocks of so many seconds")] = None,
 ) -> None:
     """Separate an audio file: one 32-bit float WAV per source, at the file's own rate.
 
     Example: `edgesep separate bundle/ mix.wav --out sources/`
+
+    Hours of audio in bounded memory: `edgesep separate bundle/ long.wav --out sources/ --block-s 10`
     """
     from edgesep import audio as sound
+    from edgesep import video
     from edgesep.bundle import open_bundle
 
     opened = open_bundle(bundle)
     mixture, rate = sound.read(audio, opened.sample_rate_hz)
+    seen = video.read(mouth) if mouth else None
     with progress() as tick:
         tick(0, 0, f"separating {audio.name}")
-        estimates = opened.separate(mixture, runtime=runtime, precision=precision, threads=threads)
+        estimates = opened.separate(
+            mixture, seen, late_s=late_s, block_s=block_s, runtime=runtime, precision=precision, threads=threads
+        )
     estimates = sound.resample(estimates, opened.sample_rate_hz, rate)
     try:
         out.mkdir(parents=True, exist_ok=True)

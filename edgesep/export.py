@@ -10,51 +10,61 @@ from edgesep import graph, verify
 from edgesep.line import ODD_LENGTHS_S, claim, engine_shapes
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime
-from edgesep.separators import Separator, load_separator
+from edgesep.separators import Separator
 from edgesep.spec import InputError, UnsupportedError, VerificationError
 from edgesep.store import replace_folder
 
 
-def export_checked(
-    checkpoint: Path, config: Path | None, name: str, out: Path, tick: Tick = silent
-) -> tuple[list[Path], str]:
-    """Export a checkpoint in float32 for one runtime and check it against the original where it can run here.
+def export_checked(separator: Separator, name: str, out: Path, tick: Tick = silent) -> tuple[list[Path], list[str]]:
+    """Export a separator in float32 for one runtime and check it against the original where it can run here.
+
+    A front-end is exported too, as a graph of its own in ``out/front-end``.
 
     Returns:
-        The files written, and a sentence with the output SNR in dB.
+        The files written, and a sentence for each graph with its output SNR in dB.
 
     Raises:
         VerificationError: the output SNR against the original is below 80 dB; nothing is written.
     """
     module = runtime(name)
     if name == "eager":
-        raise UnsupportedError("eager is the original itself; export for onnxruntime, openvino or tensorrt")
-    separator = load_separator(checkpoint, config)
+        raise InputError("eager is the original itself; export for onnxruntime, openvino or tensorrt")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; give a new one")
     partial = claim(out)
+    written, said = [], []
     try:
-        tick(0, 0, "exporting to ONNX")
-        graph.export_onnx(separator, separator.module, partial / "model.onnx")
-        tick(0, 0, f"building for {name}")
-        files = module.build(partial / "model.onnx", partial, "fp32", engine_shapes(separator))
-        runner = module.Runner(partial, files, "fp32")
-        said = f"{separator.name} for {module.version() if name == 'tensorrt' else f'{name} {module.version()}'}: "
-        try:
-            with runner:
-                lowest = min(_snr_db(runner, separator, seconds) for seconds in ODD_LENGTHS_S)
-            if lowest < 80:
-                raise VerificationError(
-                    f"the export differs from the original: output SNR {lowest:.1f} dB, required 80 dB"
-                )
-            said += f"output SNR against the original {lowest:.1f} dB (three lengths, batch 2)"
-        except UnsupportedError as e:
-            said += f"built, not run ({e})"
+        for graph_of, folder in ((separator, partial), (separator.front_end, partial / "front-end")):
+            if graph_of is None:
+                continue
+            folder.mkdir(exist_ok=True)
+            files, sentence = _export(graph_of, module, name, folder, tick)
+            written += [folder.relative_to(partial) / f for f in files]
+            said.append(sentence)
         replace_folder(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return [out / f for f in files], said
+    return [out / f for f in written], said
+
+
+def _export(separator: Separator, module: Any, name: str, folder: Path, tick: Tick) -> tuple[list[str], str]:
+    """One graph: its files in ``folder``, and what the check found."""
+    tick(0, 0, f"exporting {separator.name} to ONNX")
+    graph.export_onnx(separator, separator.module, folder / "model.onnx")
+    tick(0, 0, f"building {separator.name} for {name}")
+    files = module.build(folder / "model.onnx", folder, "fp32", engine_shapes(separator))
+    runner = module.Runner(folder, files, "fp32")
+    said = f"{separator.name} for {module.version() if name == 'tensorrt' else f'{name} {module.version()}'}: "
+    try:
+        with runner:
+            lowest = min(_snr_db(runner, separator, seconds) for seconds in ODD_LENGTHS_S)
+        if lowest < 80:
+            raise VerificationError(f"the export differs from the original: output SNR {lowest:.1f} dB, required 80 dB")
+        said += f"output SNR against the original {lowest:.1f} dB (three lengths, batch 2)"
+    except UnsupportedError as e:
+        said += f"built, not run ({e})"
+    return files, said
 
 
 def _snr_db(runner: Any, separator: Separator, seconds: float) -> float:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from edgesep.spec import BuildError, UnsupportedError
 from edgesep.store import default_root
@@ -76,9 +79,9 @@ def build(*options: str) -> Path:
     scratch.mkdir(parents=True)
     log.info("compiling the native kernels with %s", version)
     try:
+        made = ["-S", str(SOURCES), "-B", str(scratch)]
         for command in (
-            [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={cxx}", *options]
-            + ["-S", str(SOURCES), "-B", str(scratch)],
+            [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={cxx}", *options, *made],
             [cmake, "--build", str(scratch)],
         ):
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -119,7 +122,7 @@ def core_if_possible() -> ctypes.CDLL | None:
         return None
 
 
-def split(call: ctypes._CFuncPtr, argument: ctypes.Structure, rows: int, threads: int) -> None:
+def split(call: Callable[..., Any], argument: ctypes.Structure, rows: int, threads: int) -> None:
     """``call(argument, first, end)`` over ``rows``, in parallel parts; ctypes releases the interpreter's lock."""
     parts = max(1, min(threads, rows))
     edges = [ctypes.c_int64(rows * i // parts) for i in range(parts + 1)]
@@ -127,5 +130,5 @@ def split(call: ctypes._CFuncPtr, argument: ctypes.Structure, rows: int, threads
         call(ctypes.byref(argument), *edges)
         return
     with ThreadPoolExecutor(parts) as pool:
-        for done in [pool.submit(call, ctypes.byref(argument), a, b) for a, b in zip(edges, edges[1:], strict=False)]:
+        for done in [pool.submit(call, ctypes.byref(argument), a, b) for a, b in itertools.pairwise(edges)]:
             done.result()

@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgesep import bundle, graph, measure, passes, verify
+from edgesep import bundle, graph, measure, passes, verify, video
 from edgesep.calibration import MixtureSet
 from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
 from edgesep.runtimes import runtime
 from edgesep.runtimes.base import Shapes
-from edgesep.runtimes.eager import Runner as EagerRunner
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
 from edgesep.spec import InputError, UnsupportedError, VerificationError
@@ -87,22 +86,28 @@ class Line:
                 raise InputError(
                     f"target {target.runtime} asks for {target.precision}, but no pass makes it; add a quantize pass"
                 )
-        self.original = load_separator(recipe.separator.checkpoint, recipe.separator.config, name=recipe.separator.name)
-        if len(self.original.inputs) > 1:
-            names = ", ".join(s.name for s in self.original.inputs)
-            raise UnsupportedError(
-                f"{self.original.name} takes {names}; mixture sets hold no video, use edgesep export"
+        named = recipe.separator
+        self.original = load_separator(
+            named.checkpoint, named.config, name=named.name, variant=named.variant, front_end=named.front_end
+        )
+        visual = len(self.original.inputs) > 1
+        if visual and self.original.front_end is None:
+            raise InputError(
+                f"{self.original.name} needs its lip front-end; name it in the recipe: separator.front_end"
             )
         rate, sources = self.original.sample_rate_hz, self.original.sources
-        self.calibration = MixtureSet.open(recipe.data.calibration, rate, sources)
-        self.test = MixtureSet.open(recipe.data.test, rate, sources)
-        self.train = MixtureSet.open(recipe.data.train, rate, sources) if recipe.data.train else self.calibration
+        self.calibration = MixtureSet.open(recipe.data.calibration, rate, sources, visual)
+        self.test = MixtureSet.open(recipe.data.test, rate, sources, visual)
+        self.train = (
+            MixtureSet.open(recipe.data.train, rate, sources, visual) if recipe.data.train else self.calibration
+        )
 
     def plan(self) -> list[str]:
         """What would happen, a line each."""
         sep = self.original
         lines = [
-            f"load {sep.name}: {sep.parameters:,} parameters, {sep.sample_rate_hz} Hz, {sep.sources} sources",
+            f"load {sep.name}: {sep.parameters:,} parameters, {sep.sample_rate_hz} Hz, {sep.sources} source(s)",
+            *([f"front-end {f.name}: {f.parameters:,} parameters"] if (f := sep.front_end) else []),
             f"reference: float original on {len(self.test)} test mixtures ({self.test.path})",
         ]
         lines += [f"pass {_name(p)}: {_settings(p)}" for p in self.passes]
@@ -124,9 +129,17 @@ class Line:
         references = self._references(key)
         separator, key, reports = self._torch_passes(key)
         models = self._models(separator, key, reports)
+        front = self.original.front_end
+        front_models = self._models(front, key | {"graph": "front end"}, reports) if front else {}
         facts = self._facts(separator)
         self._write_golden(references, partial)
-        artifacts = [self._build(target, *models[_made_by(target)], partial) for target in self.recipe.targets]
+        artifacts = []
+        for target in self.recipe.targets:
+            artifact = self._build(target, separator, models, partial / "artifacts")
+            if front:
+                built = self._build(target, front, front_models, partial / "artifacts" / "front-end")
+                artifact = replace(artifact, front_end=built, note=artifact.note or built.note)
+            artifacts.append(artifact)
         rows = [self._eager_row(references)]
         cases = self._cases()
         for artifact in artifacts:
@@ -139,17 +152,7 @@ class Line:
             "recipe": json.loads(self.recipe.model_dump_json()),
             "passes": reports,
             "criteria": asdict(self.recipe.limits()),
-            "artifacts": [
-                {
-                    "runtime": a.runtime,
-                    "precision": a.precision,
-                    "threads": a.threads,
-                    "folder": a.folder.relative_to(partial).as_posix(),
-                    "files": list(a.files),
-                    "note": a.note,
-                }
-                for a in artifacts
-            ],
+            "artifacts": [a.to_json(partial) for a in artifacts],
             "versions": _versions(),
             "results": rows,
         }
@@ -166,6 +169,7 @@ class Line:
             "config": self.original.config,
             "name": self.original.name,
             "rate": self.original.sample_rate_hz,
+            "front_end": file_digest(self.recipe.separator.front_end) if self.recipe.separator.front_end else None,
         }
 
     def _references(self, key: dict[str, Any]) -> list[np.ndarray]:
@@ -175,7 +179,7 @@ class Line:
             found: dict[str, Any] = {}
             for i, item in enumerate(self.test):
                 self.tick(i, len(self.test), "float original")
-                found[f"{i}"] = self.original(item.mixture).numpy()
+                found[f"{i}"] = self.original(*item.inputs())[0].numpy()
             np.savez(folder / "estimates.npz", **found)
 
         folder = self.store.step("reference", {**key, "test": self.test.digest()}, make)
@@ -206,7 +210,7 @@ class Line:
         """The ONNX file of each precision that a target asks for, with its key."""
 
         def export(folder: Path) -> None:
-            self.tick(0, 0, "exporting to ONNX")
+            self.tick(0, 0, f"exporting {separator.name} to ONNX")
             graph.export_onnx(separator, separator.module, folder / "model.onnx")
 
         key = {"of": key, "export": graph.OPSET}
@@ -224,41 +228,38 @@ class Line:
 
             folder = self.store.step(_name(p), key, make)
             models[p.precision] = (folder / "model.onnx", key)
-            reports.append({"pass": _name(p), **asdict(p), "report": json.loads((folder / "report.json").read_text())})
+            report = json.loads((folder / "report.json").read_text())
+            reports.append({"pass": _name(p), "graph": separator.name, **asdict(p), "report": report})
         return models
 
     def _context(self, folder: Path) -> Context:
         return Context(self.original, self.calibration, self.train, folder, self.tick)
 
     def _facts(self, separator: Separator) -> dict[str, Any]:
-        return {
-            "name": separator.name,
-            "config": separator.config,
-            "sample_rate_hz": separator.sample_rate_hz,
+        return _described(separator) | {
             "sources": separator.sources,
             "min_samples": separator.min_samples,
-            "parameters": separator.parameters,
             "causal": separator.causal,
-            "algorithmic_latency_ms": separator.algorithmic_latency_ms,
             "note": separator.note,
-            "inputs": [s.to_json() for s in separator.inputs],
-            "outputs": [s.to_json() for s in separator.outputs],
+            "front_end": _described(self.original.front_end) if self.original.front_end else None,
         }
 
-    def _build(self, target: TargetSection, model: Path, key: dict[str, Any], partial: Path) -> bundle.Artifact:
-        module = runtime(target.runtime)
+    def _build(
+        self, target: TargetSection, separator: Separator, models: dict[str, tuple[Path, dict[str, Any]]], out: Path
+    ) -> bundle.Artifact:
+        module, (model, key) = runtime(target.runtime), models[_made_by(target)]
         if target.runtime == "eager":
             raise InputError("eager is the reference and always measured; name another runtime as target")
 
         def make(folder: Path) -> None:
-            self.tick(0, 0, f"building {target.runtime} {target.precision}")
-            files = module.build(model, folder, target.precision, engine_shapes(self.original))
+            self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
+            files = module.build(model, folder, target.precision, engine_shapes(separator))
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
         built = self.store.step("build", built_key, make)
         files = json.loads((built / "files.json").read_text())
-        folder = partial / "artifacts" / f"{target.runtime}-{target.precision}"
+        folder = out / f"{target.runtime}-{target.precision}"
         folder.mkdir(parents=True)
         for name in files:
             shutil.copyfile(built / name, folder / name)
@@ -272,22 +273,23 @@ class Line:
             return replace(artifact, note=str(e))
         return artifact
 
-    def _cases(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Mixture batches of odd lengths with the original's estimates."""
+    def _cases(self) -> list[tuple[verify.Inputs, np.ndarray]]:
+        """Inputs of odd lengths, batch 1 and 2, with the original's estimates."""
         cases = []
-        rate = self.original.sample_rate_hz
-        first, second = (self.test[i % len(self.test)].mixture for i in (0, 1))
+        rate, items = self.original.sample_rate_hz, [self.test[i % len(self.test)] for i in (0, 1)]
         for seconds in ODD_LENGTHS_S:
             n = int(seconds * rate)
-            pair = np.stack([np.resize(first, n), np.resize(second, n)])
-            for batch in (pair[:1], pair):
-                cases.append((batch, self.original(batch).numpy()))
+            parts = [replace(m, mixture=np.resize(m.mixture, n), mouth=_resized(m.mouth, n, rate)) for m in items]
+            for batch in (parts[:1], parts):
+                inputs = tuple(np.concatenate(arrays) for arrays in zip(*(m.inputs() for m in batch), strict=True))
+                cases.append((inputs, self.original(*inputs).numpy()))
         return cases
 
     def _write_golden(self, references: list[np.ndarray], partial: Path) -> None:
         count = min(self.recipe.data.golden, len(self.test))
         chosen = np.linspace(0, len(self.test) - 1, count).round().astype(int)
         cases = self._cases()
+        rate = self.original.sample_rate_hz
         with bundle.golden_writer(partial / "golden.npz") as arrays:
             arrays |= {"items": count, "cases": len(cases)}
             for i, index in enumerate(chosen):
@@ -297,8 +299,13 @@ class Line:
                     f"sources_{i}": item.sources,
                     f"original_{i}": references[index],
                 }
-            for i, (mixture, original) in enumerate(cases):
-                arrays |= {f"case_{i}": mixture, f"case_original_{i}": original}
+                if item.mouth is not None:
+                    arrays[f"mixture_mouth_{i}"] = item.mouth[None]
+            for i, (inputs, original) in enumerate(cases):
+                arrays |= {f"case_{i}": inputs[0], f"case_original_{i}": original}
+                shown = [_resized(self.test[j].mouth, inputs[0].shape[1], rate) for j in range(len(inputs[0]))]
+                if shown[0] is not None:
+                    arrays[f"case_mouth_{i}"] = np.stack([v for v in shown if v is not None])
 
     def _judge(self, separate: verify.Separate, references: list[np.ndarray], text: str) -> verify.Quality:
         count = [0]
@@ -307,17 +314,18 @@ class Line:
             count[0] += 1
             self.tick(count[0], len(self.test), text)
 
-        items = ((m.mixture, m.sources, r) for m, r in zip(self.test, references, strict=True))
+        items = ((m.inputs(), m.sources, r) for m, r in zip(self.test, references, strict=True))
         return verify.quality(separate, items, tick)
 
     def _eager_row(self, references: list[np.ndarray]) -> dict[str, Any]:
         """The original itself: its quality from the references, its latency from a few runs."""
         it = iter(references)
-        quality = self._judge(lambda _: next(it)[None], references, "judging the original")
-        x = self.original.example_inputs(self.original.sample_rate_hz)[0].numpy()
+        quality = self._judge(lambda *_: next(it)[None], references, "judging the original")
+        inputs = list(self.original.example_inputs(self.original.sample_rate_hz))
+        if front := self.original.front_end:
+            inputs[-1:] = front.example_inputs(front.sample_rate_hz)
         self.tick(0, 0, "measuring eager fp32")
-        with EagerRunner(self.original) as runner:
-            times = measure.latencies_ms(lambda: runner.run({self.original.inputs[0].name: x}), 2.0)
+        times = measure.latencies_ms(lambda: self.original(*inputs), 2.0)
         found = measure.percentiles(times)
         return {
             "runtime": "eager",
@@ -327,7 +335,7 @@ class Line:
             **found,
             "queries": len(times),
             "rtf": round((found["p50_ms"] or 0) / 1e3, 5),
-            "size_mb": round(self.original.parameters * 4 / 1e6, 4),
+            "size_mb": round(sum(s.parameters for s in (self.original, self.original.front_end) if s) * 4 / 1e6, 4),
             "runtime_version": f"torch {torch.__version__}",
             "environment": measure.environment(),
             "misses": [],
@@ -337,7 +345,7 @@ class Line:
         self,
         artifact: bundle.Artifact,
         references: list[np.ndarray],
-        cases: list[tuple[np.ndarray, np.ndarray]],
+        cases: list[tuple[verify.Inputs, np.ndarray]],
         facts: dict[str, Any],
     ) -> dict[str, Any]:
         if artifact.note:
@@ -349,9 +357,8 @@ class Line:
             }
         self.tick(0, 0, f"measuring {artifact.name}")
         row = bundle.bench_row(artifact, facts, 2.0)
-        run = bundle.Separating(artifact.runner(), facts["inputs"][0]["name"], facts["outputs"][0]["name"])
         try:
-            with run:
+            with bundle.Separating(artifact, facts) as run:
                 quality = self._judge(run, references, f"verifying {artifact.name}")
                 shapes_db = verify.shapes_snr_db(run, cases)
         except VerificationError as e:
@@ -382,6 +389,28 @@ def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separat
     module = copy.deepcopy(separator.module)
     resize(module, state)
     return replace(separator, module=module.eval(), parameters=sum(p.numel() for p in module.parameters()))
+
+
+def _described(separator: Separator) -> dict[str, Any]:
+    """What the manifest says of one graph."""
+    second = separator.example_inputs(separator.sample_rate_hz)
+    return {
+        "name": separator.name,
+        "config": separator.config,
+        "sample_rate_hz": separator.sample_rate_hz,
+        "parameters": separator.parameters,
+        "algorithmic_latency_ms": separator.algorithmic_latency_ms,
+        "inputs": [s.to_json() for s in separator.inputs],
+        "outputs": [s.to_json() for s in separator.outputs],
+        "second": {s.name: list(x.shape) for s, x in zip(separator.inputs, second, strict=True)},
+    }
+
+
+def _resized(mouth: np.ndarray | None, samples: int, rate: int) -> np.ndarray | None:
+    """Mouth video of that many samples, repeated where it is too short."""
+    if mouth is None:
+        return None
+    return np.resize(mouth, (video.frames_for(samples, rate), *mouth.shape[1:]))
 
 
 def engine_shapes(separator: Separator) -> Shapes:

@@ -6,6 +6,7 @@ belong to one artifact and not to whatever ran before it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -93,20 +94,25 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load and time one artifact in this process.
 
     Args:
-        job: runtime, folder, files, precision, threads, inputs (name → shape), seconds.
+        job: runtime, precision, threads, seconds; graphs, run one after the other in each query: folder, files,
+            inputs (name → shape) of each.
 
     Returns:
         load time, percentiles in ms, number of queries, peak RSS of the process in MB.
     """
     before_mb = peak_rss_mb()
     module = runtime(job["runtime"])
-    runner = module.Runner(Path(job["folder"]), job["files"], job["precision"], job["threads"])
     rng = np.random.default_rng(0)
-    feeds = {name: (0.1 * rng.standard_normal(shape)).astype(np.float32) for name, shape in job["inputs"].items()}
+    calls = []
     start = time.perf_counter()
-    with runner:
+    with contextlib.ExitStack() as stack:
+        for graph in job["graphs"]:
+            runner = module.Runner(Path(graph["folder"]), graph["files"], job["precision"], job["threads"])
+            stack.enter_context(runner)
+            feeds = {k: (0.1 * rng.standard_normal(v)).astype(np.float32) for k, v in graph["inputs"].items()}
+            calls.append((runner, feeds))
         load_ms = (time.perf_counter() - start) * 1e3
-        times = latencies_ms(lambda: runner.run(feeds), job["seconds"])
+        times = latencies_ms(lambda: [runner.run(feeds) for runner, feeds in calls], job["seconds"])
     return {
         "load_ms": round(load_ms, 1),
         "queries": len(times),

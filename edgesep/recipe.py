@@ -24,13 +24,16 @@ def _beside_recipe(value: Path | None, info: ValidationInfo) -> Path | None:
 
 
 class SeparatorSection(Section):
-    """Which checkpoint. ``name`` only where neither file says it."""
+    """Which checkpoint. ``name`` only where neither file says it, ``variant`` for TFACM, ``front_end`` for IIANet where
+    the lip front-end is a file of its own."""
 
     checkpoint: Path
     config: Path | None = None
     name: str | None = None
+    variant: str | None = None
+    front_end: Path | None = None
 
-    _paths = field_validator("checkpoint", "config")(_beside_recipe)
+    _paths = field_validator("checkpoint", "config", "front_end")(_beside_recipe)
 
 
 class DataSection(Section):

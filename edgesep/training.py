@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-#: (mixture (batch, samples), sources (batch, sources, samples)) of a step; the same step gives the same batch,
-#: so that an interrupted run continues as if it had not been interrupted.
-Batches = Callable[[int], tuple[Tensor, Tensor]]
+#: (inputs of the separator, mixture (batch, samples) first; sources (batch, sources, samples)) of a step; the same step
+#: gives the same batch, so that an interrupted run continues as if it had not been interrupted.
+Batches = Callable[[int], tuple[tuple[Tensor, ...], Tensor]]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (mixture, estimates, references) → scalar
 
 
@@ -102,8 +102,8 @@ def fit(
         module.train()
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(step)
-        mixture, sources = batches(step)
-        value = loss(mixture, module(mixture), sources)
+        inputs, sources = batches(step)
+        value = loss(inputs[0], module(*inputs), sources)
         optimizer.zero_grad()
         value.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), clip)

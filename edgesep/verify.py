@@ -15,7 +15,9 @@ import numpy as np
 from edgesep.spec import Criteria, VerificationError
 
 EPS = 1e-8
-Separate = Callable[[np.ndarray], np.ndarray]  # (batch, samples) → (batch, sources, samples)
+#: (mixture (batch, samples), further inputs) → (batch, sources, samples)
+Separate = Callable[..., np.ndarray]
+Inputs = tuple[np.ndarray, ...]
 
 
 def si_snr_db(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -81,10 +83,10 @@ class Quality:
 
 def quality(
     separate: Separate,
-    items: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    items: Iterable[tuple[Inputs, np.ndarray, np.ndarray]],
     tick: Callable[[], None] = lambda: None,
 ) -> Quality:
-    """Run ``separate`` over (mixture, sources, original's estimates) and judge it.
+    """Run ``separate`` over (inputs of batch 1, sources, original's estimates) and judge it.
 
     Args:
         tick: called after each mixture.
@@ -93,8 +95,8 @@ def quality(
         VerificationError: an output of the wrong shape or with NaN.
     """
     scores, drops, gains, snrs = [], [], [], []
-    for mixture, sources, original in items:
-        estimates = separate(mixture[None])[0]
+    for inputs, sources, original in items:
+        mixture, estimates = inputs[0][0], separate(*inputs)[0]
         snrs.append(output_snr_db(estimates, original))
         score = pit_si_snr_db(estimates, sources)
         scores.append(score)
@@ -128,9 +130,9 @@ def bootstrap_interval(values: Sequence[float], rounds: int = 2000) -> tuple[flo
     return float(low), float(high)
 
 
-def shapes_snr_db(separate: Separate, cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Lowest output SNR over (mixture batch, original's estimates) of several lengths and batch sizes."""
-    return min(output_snr_db(separate(mixture), original) for mixture, original in cases)
+def shapes_snr_db(separate: Separate, cases: Iterable[tuple[Inputs, np.ndarray]]) -> float:
+    """Lowest output SNR over (inputs, original's estimates) of several lengths and batch sizes."""
+    return min(output_snr_db(separate(*inputs), original) for inputs, original in cases)
 
 
 def misses(

@@ -57,7 +57,7 @@ def test_nan_and_wrong_shapes_fail():
 
 
 def test_quality_of_a_known_degradation():
-    items = [(A + B, REFERENCES, np.stack([noisy(A, 20), noisy(B, 20)])) for _ in range(6)]
+    items = [(((A + B)[None],), REFERENCES, np.stack([noisy(A, 20), noisy(B, 20)])) for _ in range(6)]
     found = verify.quality(lambda _: np.stack([noisy(A, 19), noisy(B, 17)])[None], items)
     assert found.si_snr_db == pytest.approx(18, abs=1e-2)
     assert found.drop_db == pytest.approx(2, abs=1e-2)

@@ -1,10 +1,12 @@
-"""The selective scan: the torch forms against the float64 reference."""
+"""The selective scan: the native kernels and the torch forms against the float64 reference."""
 
 import numpy as np
 import pytest
 import torch
 
+from edgesep import kernels
 from edgesep.ops import selective_scan as op
+from edgesep.ops import selective_scan_torch as in_torch
 from edgesep.verify import output_snr_db
 
 
@@ -23,18 +25,74 @@ def case(batch=3, length=37, channels=11, state=16, seed=0):
     return {k: v.astype(np.float32) for k, v in made.items()}
 
 
-@pytest.mark.parametrize("length", [1, 2, 37, 130])
-@pytest.mark.parametrize("gradients", [False, True])
-def test_torch_equals_the_reference(length, gradients):
-    inputs = case(length=length)
-    expected, _ = op.reference(**inputs, delta_softplus=True)
-    with torch.set_grad_enabled(gradients):
-        y = op.selective_scan(**{k: torch.from_numpy(v) for k, v in inputs.items()})
+def tensors(inputs):
+    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request):
+    library = kernels.core()
+    before = library.edgesep_instruction_set()
+    if library.edgesep_use(request.param.encode()):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    library.edgesep_use(before)
+
+
+@pytest.mark.parametrize("length", [1, 2, 37, 130, 4096])
+@pytest.mark.parametrize(("channels", "state"), [(1, 16), (16, 16), (37, 1), (23, 5), (50, 64)])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.usefixtures("instruction_set")
+def test_kernel_equals_the_reference(length, channels, state, reverse):
+    inputs = case(2, length, channels, state)
+    start = np.random.default_rng(1).standard_normal((2, channels, state)).astype(np.float32)
+    y, last = in_torch.scan_op(
+        **tensors(inputs), initial_state=torch.from_numpy(start), delta_softplus=True, reverse=reverse
+    )
+    expected, end = op.reference(**inputs, initial_state=start, delta_softplus=True, reverse=reverse)
     assert output_snr_db(y.numpy(), expected) >= 110
+    assert output_snr_db(last.numpy(), end) >= 110
 
 
-def test_gradients_are_those_of_the_recurrence():
-    inputs = {k: torch.from_numpy(v).double().requires_grad_() for k, v in case(2, 9, 3, 4).items()}
+@pytest.mark.parametrize("shift", [-30.0, -12.0, 12.0])
+@pytest.mark.usefixtures("instruction_set")
+def test_kernel_with_tiny_and_large_steps(shift):
+    inputs = case()
+    inputs["delta"] = inputs["delta"] + np.float32(shift)
+    y, _ = in_torch.scan_op(**tensors(inputs), delta_softplus=True)
+    assert output_snr_db(y.numpy(), op.reference(**inputs, delta_softplus=True)[0]) >= 110
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_kernel_with_denormal_inputs():
+    inputs = case() | {"D": np.zeros(11, np.float32)}
+    inputs["u"] = inputs["u"] * np.float32(1e-38)
+    y, _ = in_torch.scan_op(**tensors(inputs), delta_softplus=True)
+    expected, _ = op.reference(**inputs, delta_softplus=True)
+    assert np.isfinite(y.numpy()).all()
+    assert np.abs(y.numpy() - expected).max() <= 1e-38
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "z"])
+@pytest.mark.usefixtures("instruction_set")
+def test_nan_stays_in_its_row(name):
+    inputs = case(channels=37)
+    clean, _ = in_torch.scan_op(**tensors(inputs), delta_softplus=True)
+    inputs[name][1, 5, 20] = np.nan
+    y, _ = in_torch.scan_op(**tensors(inputs), delta_softplus=True)
+    assert torch.isnan(y[1, 5, 20])
+    others = torch.ones(37, dtype=bool)
+    others[20] = False
+    torch.testing.assert_close(y[:, :, others], clean[:, :, others])
+    torch.testing.assert_close(y[0], clean[0])
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_gradients_are_those_of_the_recurrence(monkeypatch, native, channels):
+    if not native:
+        monkeypatch.setattr(kernels, "core_if_possible", lambda: None)
+    inputs = {k: v.requires_grad_() for k, v in tensors(case(2, 9, channels, 4)).items()}
 
     def plain(u, delta, A, B, C, D, z, delta_bias):
         dt = torch.nn.functional.softplus(delta + delta_bias)
@@ -44,10 +102,31 @@ def test_gradients_are_those_of_the_recurrence():
             rows.append((h * C[:, t, None]).sum(-1))
         return (torch.stack(rows, 1) + D * u) * torch.nn.functional.silu(z)
 
-    ours = torch.autograd.grad(op.selective_scan(**inputs).square().sum(), list(inputs.values()))
-    theirs = torch.autograd.grad(plain(**inputs).square().sum(), list(inputs.values()))
+    exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
+    ours = torch.autograd.grad(in_torch.selective_scan(**inputs).square().sum(), list(inputs.values()))
+    theirs = torch.autograd.grad(plain(**exact).square().sum(), list(exact.values()))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+        assert output_snr_db(a.numpy(), b.numpy()) >= 100
+
+
+def test_without_a_compiler_the_loop_gives_the_same(monkeypatch):
+    inputs = case()
+    monkeypatch.setattr(kernels, "core_if_possible", lambda: None)
+    y = in_torch.selective_scan(**tensors(inputs))
+    assert output_snr_db(y.numpy(), op.reference(**inputs, delta_softplus=True)[0]) >= 110
+
+
+def test_threads_split_rows_without_a_trace(monkeypatch):
+    inputs = tensors(case(5, 20, 37))
+    alone, _ = in_torch.scan_op(**inputs, delta_softplus=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    torch.testing.assert_close(in_torch.scan_op(**inputs, delta_softplus=True)[0], alone, rtol=0, atol=0)
+
+
+def test_other_number_types_are_named():
+    inputs = tensors(case())
+    with pytest.raises(ValueError, match=r"C is torch.float64"):
+        in_torch.scan_op(**{**inputs, "C": inputs["C"].double()})
 
 
 def test_reverse_is_the_scan_of_the_flipped_sequence():

@@ -43,7 +43,12 @@ def conv_op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     library = kernels.core_if_possible()
     if library is None:
         return plain(x, weight, bias).contiguous()
-    dense = {"x": x.contiguous(), "w": weight.contiguous(), "bias": bias.contiguous(), "y": torch.empty_like(x.contiguous())}
+    dense = {
+        "x": x.contiguous(),
+        "w": weight.contiguous(),
+        "bias": bias.contiguous(),
+        "y": torch.empty_like(x.contiguous()),
+    }
     call = _Conv(**pointers(dense), **dict(zip(_SIZES, (*x.shape, weight.shape[1]), strict=True)))
     rows = library.edgesep_conv_rows(ctypes.byref(call))
     kernels.split(library.edgesep_conv, call, rows, torch.get_num_threads())
@@ -51,11 +56,12 @@ def conv_op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @conv_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(x: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    del output
     ctx.save_for_backward(*inputs)
 
 

@@ -108,7 +108,7 @@ class _ConvNormFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> Any:
         names = ("x", "w", "gamma", "beta", "slope", "y", "stats")
         given = dict(zip(names, ctx.saved_tensors, strict=True)) | {"dout": dout.contiguous()}
         w, gamma = given["w"], given["gamma"]
@@ -139,7 +139,7 @@ class _GatedFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> Any:
         local, gate, index = ctx.saved_tensors
         dout = dout.contiguous()
         grads = {"dlocal": torch.empty_like(local), "dgate": torch.empty_like(gate), "dshift": torch.empty_like(gate)}
@@ -149,6 +149,10 @@ class _GatedFunction(torch.autograd.Function):
         return (*grads.values(), None)
 
 
+_conv_norm: Any = _ConvNormFunction.apply
+_gated: Any = _GatedFunction.apply
+
+
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm, act: nn.Module) -> Tensor:
     """``act(norm(conv(x)))`` for a depthwise or a pointwise convolution; other activations follow in torch."""
     rows, weight, bias, stride = rows_of(x), conv.weight, conv.bias, conv.stride[1]
@@ -156,7 +160,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm, act: nn.Module) ->
         rows, bias = F.linear(rows, weight[:, :, 0, 0], bias), None
     depthwise = None if conv.groups == 1 else weight[:, 0, 0].t().contiguous()
     slope = act.weight if isinstance(act, nn.PReLU) else None
-    made = _ConvNormFunction.apply(rows, depthwise, bias, norm.weight, norm.bias, slope, stride, norm.eps)
+    made = _conv_norm(rows, depthwise, bias, norm.weight, norm.bias, slope, stride, norm.eps)
     y = maps_of(made)
     return y if slope is not None else act(y)
 
@@ -172,7 +176,7 @@ def gated(local: Tensor, gate: Tensor, shift: Tensor) -> Tensor:
     """``local · sigmoid(gate) + shift`` with gate and shift resampled (nearest) to local's frames."""
     frames, coarse = local.shape[-1], gate.shape[-1]
     index = nearest_rows(coarse, frames)
-    return maps_of(_GatedFunction.apply(rows_of(local), rows_of(gate), rows_of(shift), index))
+    return maps_of(_gated(rows_of(local), rows_of(gate), rows_of(shift), index))
 
 
 @functools.cache

@@ -78,7 +78,9 @@ def scan_op(
         _loop(tensors, delta_softplus, reverse, y, last)
         return y, last
     dense = {k: None if v is None else v.contiguous() for k, v in tensors.items()}
-    call = _Scan(**pointers({**dense, "y": y, "last_state": last}), **dict(zip(_SIZES, (*u.shape, A.shape[1]), strict=True)))
+    call = _Scan(
+        **pointers({**dense, "y": y, "last_state": last}), **dict(zip(_SIZES, (*u.shape, A.shape[1]), strict=True))
+    )
     call.delta_softplus, call.reverse = delta_softplus, reverse
     rows = library.edgesep_scan_rows(ctypes.byref(call))
     kernels.split(library.edgesep_scan, call, rows, torch.get_num_threads())
@@ -87,10 +89,12 @@ def scan_op(
 
 @scan_op.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    del delta
     return torch.empty_like(u), u.new_empty(u.shape[0], u.shape[2], A.shape[1])
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    del output
     *tensors, initial_state, ctx.softplus, reverse = inputs
     if initial_state is not None or reverse:
         raise NotImplementedError("selective_scan has no gradients with an initial state or in reverse")
@@ -103,11 +107,14 @@ def _gradients(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, .
     given = {k: next(saved).contiguous() if there else None for k, there in zip(_INPUTS, ctx.given, strict=True)}
     library = kernels.core_if_possible()
     u, A = given["u"], given["A"]
-    assert u is not None and A is not None  # they are not optional
+    assert u is not None, "not optional"
+    assert A is not None, "not optional"
     if library is None or A.shape[1] > MAX_STATE:
         with torch.enable_grad():
             leaves = {k: None if v is None else v.detach().requires_grad_() for k, v in given.items()}
-            found = iter(torch.autograd.grad(doubling(leaves, ctx.softplus), [v for v in leaves.values() if v is not None], dy))
+            found = iter(
+                torch.autograd.grad(doubling(leaves, ctx.softplus), [v for v in leaves.values() if v is not None], dy)
+            )
         return (*(next(found) if there else None for there in ctx.given), None, None, None)
     dy = dy.contiguous()
     grads = {f"d{k}": None if v is None else torch.zeros_like(v) for k, v in given.items()}

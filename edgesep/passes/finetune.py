@@ -15,7 +15,7 @@ from edgesep import training
 from edgesep.calibration import MixtureSet
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator
-from edgesep.spec import InputError
+from edgesep.spec import InputError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Finetune:
 
     def __call__(self, separator: Separator, context: Context) -> PassResult:
         """Train a copy; an interrupted run continues from its last validation."""
+        if len(separator.inputs) > 1:
+            raise UnsupportedError(
+                f"finetune remixes sources, and {separator.name} also needs video that no remix has; leave the pass out"
+            )
         module = copy.deepcopy(separator.module)
         teacher = context.original.module
         # A quarter of the mixtures is held out, whole, to choose the step to keep.
@@ -106,8 +110,8 @@ class Remix:
         self.per_mixture = len(self.parts) // len(indices)
         self.samples = samples
 
-    def __call__(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """(mixture (batch, samples), sources (batch, sources, samples))."""
+    def __call__(self, rng: np.random.Generator, batch: int) -> tuple[tuple[Tensor], Tensor]:
+        """(mixture (batch, samples),), sources (batch, sources, samples)."""
         out = np.zeros((batch, self.per_mixture, self.samples), np.float32)
         for b in range(batch):
             chosen = rng.choice(len(self.parts), self.per_mixture, replace=False)
@@ -118,4 +122,4 @@ class Remix:
                 level = 10 ** (rng.uniform(-2.5, 2.5) / 20) * 0.05 / max(1e-4, float(np.sqrt(np.mean(cut**2))))
                 out[b, s, : cut.size] = cut * level
         sources = torch.from_numpy(out)
-        return sources.sum(1), sources
+        return (sources.sum(1),), sources

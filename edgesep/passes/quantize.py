@@ -18,7 +18,6 @@ import onnx
 import torch
 
 from edgesep import graph
-from edgesep.calibration import MixtureSet
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator
 from edgesep.spec import BuildError, InputError
@@ -65,11 +64,13 @@ class Quantize:
             raise BuildError(f"{self.method} quantized no multiplication of {separator.name}; report this graph")
         return PassResult(None, True, {**share, "method": self.method})
 
-    def _feeds(self, calibration: MixtureSet, context: Context) -> Iterator[np.ndarray]:
-        count = min(self.mixtures, len(calibration))
+    def _feeds(self, separator: Separator, context: Context) -> Iterator[dict[str, np.ndarray]]:
+        """What ``separator`` is given for each calibration mixture, by input name."""
+        count = min(self.mixtures, len(context.calibration))
         for i in range(count):
             context.tick(i, count, "calibrating")
-            yield calibration[i].mixture[None]
+            known = context.original.tensors(context.calibration[i].inputs())
+            yield {s.name: known[s.name] for s in separator.inputs}
 
     def _neural_compressor(self, separator: Separator, out: Path, context: Context) -> None:
         os.environ.setdefault("LOGLEVEL", "ERROR")  # it logs its whole configuration at INFO otherwise
@@ -84,21 +85,19 @@ class Quantize:
                 config.set_local(name, StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
             prepared = prepare(captured, config)
             with torch.no_grad():
-                for feed in self._feeds(context.calibration, context):
-                    prepared(torch.from_numpy(feed))
+                for feed in self._feeds(separator, context):
+                    prepared(*map(torch.from_numpy, feed.values()))
             converted = convert(prepared)
         graph.export_onnx(separator, converted, out)
 
     def _onnxruntime(self, separator: Separator, model: Path, out: Path, context: Context) -> None:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        name = separator.inputs[0].name
-        feeds = self._feeds(context.calibration, context)
+        feeds = self._feeds(separator, context)
 
         class Reader(CalibrationDataReader):  # type: ignore[misc]
             def get_next(self) -> dict[str, np.ndarray] | None:
-                feed = next(feeds, None)
-                return None if feed is None else {name: feed}
+                return next(feeds, None)
 
         kept = (*separator.keep_float, *self.keep_float)
         float_graph = onnx.load(model)
@@ -159,9 +158,10 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = separator.example_inputs(separator.sample_rate_hz)[0].numpy()
+    examples = separator.example_inputs(separator.sample_rate_hz)
+    feed = {s.name: x.numpy() for s, x in zip(separator.inputs, examples, strict=True)}
     shape_names = [f"shape:{name}" for name in wanted]
-    shapes = dict(zip(wanted, session.run(shape_names, {separator.inputs[0].name: feed}), strict=True))
+    shapes = dict(zip(wanted, session.run(shape_names, feed), strict=True))
     total = quantized = 0
     for node in nodes:
         macs = _macs(node, shapes)

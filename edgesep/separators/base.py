@@ -11,7 +11,7 @@ import itertools
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Checkpoint:
     Attributes:
         path: where it came from, for messages.
         state: tensors by key, prefixes of Lightning removed.
+        video_state: those of the lip front-end, where a Lightning file holds both.
         model: class name from the configuration or the file, if either says.
         config: the architecture's arguments (``audionet_config``).
         sample_rate_hz: from the configuration, if it says.
@@ -40,6 +41,7 @@ class Checkpoint:
     model: str | None
     config: dict[str, Any]
     sample_rate_hz: int | None
+    video_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Separator:
     """A trained separator, ready to be lowered, compressed and exported.
 
     Calling it runs the float original: ``(batch, samples)`` or ``(samples,)`` float32, array or tensor →
-    ``(batch, sources, samples)`` tensor (without the batch axis for one-dimensional input).
+    ``(batch, sources, samples)`` tensor (without the batch axis for one-dimensional input). With a front-end the last
+    input may be what the front-end takes.
 
     Attributes:
         name: class name of the architecture as its authors spell it.
@@ -59,6 +62,7 @@ class Separator:
         frames_per_s: rate of the axis named ``frames`` of a further input (video).
         keep_float: names of submodules that must not be quantized (model input and output).
         keep_shape: names of submodules whose output channels must not be pruned.
+        front_end: the graph that makes the last input, at a rate of its own (mouth crops → mouth embedding).
         note: one line that the user must know, or empty.
     """
 
@@ -76,6 +80,7 @@ class Separator:
     frames_per_s: float | None = None
     keep_float: tuple[str, ...] = ()
     keep_shape: tuple[str, ...] = ()
+    front_end: Separator | None = None
     note: str = ""
 
     def __call__(self, mixture: np.ndarray | Tensor, *others: np.ndarray | Tensor) -> Tensor:
@@ -91,12 +96,24 @@ class Separator:
         return self._run(*inputs)
 
     def _run(self, *inputs: Tensor) -> Tensor:
+        front = self.front_end
+        if front is not None and inputs[-1].ndim == len(front.inputs[0].shape):
+            inputs = (*inputs[:-1], front._run(inputs[-1]))
         if len(inputs) != len(self.inputs):
             names = ", ".join(s.name for s in self.inputs)
             raise ValueError(f"{self.name} takes {len(self.inputs)} input(s) ({names}), got {len(inputs)}")
         with torch.inference_mode():
             y: Tensor = self.module(*inputs)
         return y
+
+    def tensors(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """Every named input of this graph and of its front-end, from what the whole is given (batch first)."""
+        known = dict(zip((s.name for s in self.inputs), inputs, strict=True))
+        if front := self.front_end:
+            made = self.inputs[-1].name
+            known[front.inputs[0].name] = known[made]
+            known[made] = front(known[made]).numpy()
+        return known
 
     def example_inputs(self, samples: int, batch: int = 1) -> tuple[Tensor, ...]:
         """Deterministic noise of the right shapes, for tracing and counting; other axes follow from ``samples``."""
@@ -142,8 +159,11 @@ def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | N
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"checkpoint {path} holds no tensors, expected a state dict or a file with 'state_dict'")
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    video = {k.removeprefix("video_model."): v for k, v in state.items() if k.startswith("video_model.")}
     if any(k.startswith("audio_model.") for k in state):
         state = {k.removeprefix("audio_model."): v for k, v in state.items() if k.startswith("audio_model.")}
+    elif video:  # a Lightning file of the front-end alone
+        state = video
     rate = ((conf.get("datamodule") or {}).get("data_config") or {}).get("sample_rate")
     return Checkpoint(
         path=path,
@@ -151,6 +171,7 @@ def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | N
         model=net.get("audionet_name") or net.get("videonet_name") or model,
         config=dict(net.get("audionet_config") or {}),
         sample_rate_hz=None if rate is None else int(rate),
+        video_state=video,
     )
 
 

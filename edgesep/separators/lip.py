@@ -1,7 +1,8 @@
 """The lip front-end of IIANet: mouth crops to mouth embedding (Conv3d, then ResNet-18 for each frame).
 
-Shapes: B batch, V video frames (25 a second); crops ``(B, 1, V, 88, 88)`` grey → embedding ``(B, 512, V)``. It looks
-two frames (80 ms) ahead. Not a separator by itself; it is exported, quantized and counted as a graph of its own.
+Shapes: B batch, V video frames (25 a second), E embedding channels (512 as published); crops ``(B, 1, V, 88, 88)``
+grey → embedding ``(B, E, V)``. It looks two frames (80 ms) ahead. Not a separator by itself; it is exported, quantized
+and counted as a graph of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from edgesep.separators.base import Checkpoint, Separator, load_state
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("ResNetVideoModel",)
-CROP, EMBEDDING, FRAMES_PER_S = 88, 512, 25
+CROP, FRAMES_PER_S = 88, 25
+STEM = 64  # channels of the first convolution as published; the last layer has eight times as many
 AHEAD_FRAMES = 2  # half of the 5-frame kernel
 
 
@@ -40,9 +42,9 @@ class BasicBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, stem: int):
         super().__init__()
-        widths = (64, 64, 128, 256, EMBEDDING)
+        widths = (stem, stem, 2 * stem, 4 * stem, 8 * stem)
         for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             first = BasicBlock(inputs, outputs, 1 if i == 0 else 2)
             self.add_module(f"layer{i + 1}", nn.Sequential(first, BasicBlock(outputs, outputs, 1)))
@@ -54,13 +56,14 @@ class Trunk(nn.Module):
 
 
 class LipFrontEnd(nn.Module):
-    """``(B, 1, V, 88, 88)`` → ``(B, 512, V)``."""
+    """``(B, 1, V, 88, 88)`` → ``(B, 8·stem, V)``."""
 
-    def __init__(self) -> None:
+    def __init__(self, stem: int = STEM):
         super().__init__()
-        self.trunk = Trunk()
+        self.embedding = 8 * stem
+        self.trunk = Trunk(stem)
         self.frontend3D = nn.Sequential(
-            nn.Conv3d(1, 64, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), nn.BatchNorm3d(64), nn.PReLU(64)
+            nn.Conv3d(1, stem, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), nn.BatchNorm3d(stem), nn.PReLU(stem)
         )
 
     def forward(self, mouth_crops: Tensor) -> Tensor:
@@ -80,15 +83,15 @@ def build(checkpoint: Checkpoint) -> Separator:
     """Rebuild the front-end; keys of a word classifier (``tcn``) trained with it are not used."""
     if not recognises(checkpoint.state):
         raise InputError(f"{checkpoint.path} holds no lip front-end: frontend3D.* or trunk.* is missing")
-    module = LipFrontEnd()
+    module = LipFrontEnd(checkpoint.state["frontend3D.0.weight"].shape[0])
     load_state(module, checkpoint.state, checkpoint.path, lambda k: "tcn" in k)
     return separator(module.eval())
 
 
 def create(config: Mapping[str, Any], rate: int) -> Separator:
-    """A new front-end with random weights; it has no sizes to choose."""
-    del config, rate
-    return separator(LipFrontEnd().eval())
+    """A new front-end with random weights; ``config`` may name ``stem``, its rate is fixed."""
+    del rate
+    return separator(LipFrontEnd(config.get("stem", STEM)).eval())
 
 
 def separator(module: LipFrontEnd) -> Separator:
@@ -101,7 +104,7 @@ def separator(module: LipFrontEnd) -> Separator:
         sources=1,
         parameters=sum(p.numel() for p in module.parameters()),
         inputs=(TensorSpec("mouth_crops", ("batch", 1, "frames", CROP, CROP)),),
-        outputs=(TensorSpec("mouth_embedding", ("batch", EMBEDDING, "frames")),),
+        outputs=(TensorSpec("mouth_embedding", ("batch", module.embedding, "frames")),),
         frames_per_s=FRAMES_PER_S,
         algorithmic_latency_ms=1000 * AHEAD_FRAMES / FRAMES_PER_S,
         keep_float=("frontend3D",),

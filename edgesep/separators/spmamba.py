@@ -55,7 +55,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        u = causal_conv_silu(u, self.conv1d.weight[:, 0], self.conv1d.bias)
+        u = causal_conv_silu(u, self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias"))
         dt, b, c = self.x_proj(u).split([self.rank, STATE, STATE], -1)
         dt = F.linear(dt, self.dt_proj.weight)
         a = -torch.exp(self.A_log)

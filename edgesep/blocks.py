@@ -1,0 +1,73 @@
+"""Long mixtures in bounded memory: overlapping blocks, cross-faded, with the order of the sources carried on.
+
+Shapes: mixture ``(batch, samples)``, crops ``(batch, 1, frames, height, width)``, estimates ``(batch, sources,
+samples)``. Blocks overlap by a quarter; the last one ends with the mixture, so that all have the same length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+OVERLAP = 0.25  # of a block
+
+
+def separate(
+    run: Callable[..., np.ndarray], inputs: tuple[np.ndarray, ...], block: int, shortest: int = 1
+) -> np.ndarray:
+    """Separate block by block and join.
+
+    Neighbours are joined in their overlap with weights that add up to one (raised cosine). A separator may number
+    its sources differently in every block: each block is put into the order that correlates best with the block
+    before, over the overlap.
+
+    Args:
+        run: separates one block.
+        block: samples of a block, at least twice ``shortest``.
+    """
+    mixture = inputs[0]
+    samples = mixture.shape[1]
+    if samples <= block:
+        return run(*inputs)
+    overlap = max(int(block * OVERLAP), min(shortest, block // 2))
+    starts = [*range(0, samples - block, block - overlap), samples - block]
+    done: np.ndarray | None = None
+    end = 0
+    for start in starts:
+        part = run(*(_cut(x, start, block, samples) for x in inputs))
+        if done is None:
+            done = np.zeros((*part.shape[:2], samples), part.dtype)
+            done[:, :, :block] = part
+        else:
+            shared = end - start
+            part = _ordered(part, done[:, :, start:end])
+            fade = 0.5 - 0.5 * np.cos(np.pi * (np.arange(shared, dtype=np.float32) + 0.5) / shared)
+            done[:, :, start:end] += fade * (part[:, :, :shared] - done[:, :, start:end])
+            done[:, :, end : start + block] = part[:, :, shared:]
+        end = start + block
+    assert done is not None  # there are at least two blocks
+    return done
+
+
+def _cut(x: np.ndarray, start: int, block: int, samples: int) -> np.ndarray:
+    """The block's part of the mixture, or of video frames that run beside it."""
+    if x.ndim == 2:
+        return x[:, start : start + block]
+    rate = x.shape[2] / samples
+    first, count = round(start * rate), max(1, round(block * rate))
+    first = min(first, x.shape[2] - count)
+    return x[:, :, first : first + count]
+
+
+def _ordered(part: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """``part`` with each item's sources in the order of ``before``, which it overlaps at its start."""
+    shared = part[:, :, : before.shape[2]].astype(np.float64)
+    likeness = np.einsum("bit,bjt->bij", before.astype(np.float64), shared)
+    orders = list(itertools.permutations(range(part.shape[1])))
+    out = np.empty_like(part)
+    for b, pairs in enumerate(likeness):
+        best = max(orders, key=lambda order: sum(pairs[i, j] for i, j in enumerate(order)))
+        out[b] = part[b, list(best)]
+    return out
