@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesep import graph, verify
-from edgesep.line import ODD_LENGTHS_S, claim, engine_shapes
+from edgesep.line import ENGINE_LENGTHS_S, ODD_LENGTHS_S, claim
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime
 from edgesep.separators import Separator
@@ -53,7 +53,7 @@ def _export(separator: Separator, module: Any, name: str, folder: Path, tick: Ti
     tick(0, 0, f"exporting {separator.name} to ONNX")
     graph.export_onnx(separator, separator.module, folder / "model.onnx")
     tick(0, 0, f"building {separator.name} for {name}")
-    files = module.build(folder / "model.onnx", folder, "fp32", engine_shapes(separator))
+    files = module.build(folder / "model.onnx", folder, "fp32", separator.profile(ENGINE_LENGTHS_S))
     runner = module.Runner(folder, files, "fp32")
     said = f"{separator.name} for {module.version() if name == 'tensorrt' else f'{name} {module.version()}'}: "
     try:

@@ -26,7 +26,6 @@ from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
 from edgesep.runtimes import runtime
-from edgesep.runtimes.base import Shapes
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
 from edgesep.spec import InputError, UnsupportedError, VerificationError
@@ -236,12 +235,12 @@ class Line:
         return Context(self.original, self.calibration, self.train, folder, self.tick)
 
     def _facts(self, separator: Separator) -> dict[str, Any]:
-        return _described(separator) | {
+        return separator.describe() | {
             "sources": separator.sources,
             "min_samples": separator.min_samples,
             "causal": separator.causal,
             "note": separator.note,
-            "front_end": _described(self.original.front_end) if self.original.front_end else None,
+            "front_end": self.original.front_end.describe() if self.original.front_end else None,
         }
 
     def _build(
@@ -253,7 +252,7 @@ class Line:
 
         def make(folder: Path) -> None:
             self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
-            files = module.build(model, folder, target.precision, engine_shapes(separator))
+            files = module.build(model, folder, target.precision, separator.profile(ENGINE_LENGTHS_S))
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
@@ -391,33 +390,11 @@ def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separat
     return replace(separator, module=module.eval(), parameters=sum(p.numel() for p in module.parameters()))
 
 
-def _described(separator: Separator) -> dict[str, Any]:
-    """What the manifest says of one graph."""
-    second = separator.example_inputs(separator.sample_rate_hz)
-    return {
-        "name": separator.name,
-        "config": separator.config,
-        "sample_rate_hz": separator.sample_rate_hz,
-        "parameters": separator.parameters,
-        "algorithmic_latency_ms": separator.algorithmic_latency_ms,
-        "inputs": [s.to_json() for s in separator.inputs],
-        "outputs": [s.to_json() for s in separator.outputs],
-        "second": {s.name: list(x.shape) for s, x in zip(separator.inputs, second, strict=True)},
-    }
-
-
 def _resized(mouth: np.ndarray | None, samples: int, rate: int) -> np.ndarray | None:
     """Mouth video of that many samples, repeated where it is too short."""
     if mouth is None:
         return None
     return np.resize(mouth, (video.frames_for(samples, rate), *mouth.shape[1:]))
-
-
-def engine_shapes(separator: Separator) -> Shapes:
-    """Shapes of batch 1 over the engine's range of lengths."""
-    ranges = [separator.example_inputs(int(s * separator.sample_rate_hz)) for s in ENGINE_LENGTHS_S]
-    shapes = zip(*([tuple(x.shape) for x in inputs] for inputs in ranges), strict=True)
-    return dict(zip((s.name for s in separator.inputs), shapes, strict=True))
 
 
 def claim(out: Path) -> Path:

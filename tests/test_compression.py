@@ -83,9 +83,9 @@ def test_float_graph_has_no_quantized_share(separator, exported):
 
 
 def test_macs_of_the_graph_are_those_of_the_module(separator, exported):
-    from edgesep.inspect import macs
+    from edgesep.inspect import cost
 
-    assert quantized_share(exported, separator)["gmacs_per_s"] * 1e9 == pytest.approx(macs(separator)[0], rel=0.01)
+    assert quantized_share(exported, separator)["gmacs_per_s"] * 1e9 == pytest.approx(cost(separator)[0], rel=0.01)
 
 
 def test_unknown_submodule_is_refused(separator, exported, context, tmp_path):

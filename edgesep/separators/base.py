@@ -124,6 +124,26 @@ class Separator:
         shapes = [[n if isinstance(n, int) else sizes[n] for n in spec.shape] for spec in self.inputs]
         return tuple(0.1 * torch.randn(shape, generator=r) for shape in shapes)
 
+    def profile(self, lengths_s: tuple[float, float, float]) -> dict[str, Any]:
+        """Input name → its shapes at the shortest, usual and longest length, batch 1 (``runtimes.base.Shapes``)."""
+        inputs = [self.example_inputs(int(s * self.sample_rate_hz)) for s in lengths_s]
+        shapes = zip(*([tuple(x.shape) for x in each] for each in inputs), strict=True)
+        return dict(zip((s.name for s in self.inputs), shapes, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest says of this graph; ``second`` holds the input shapes of one second."""
+        second = self.example_inputs(self.sample_rate_hz)
+        return {
+            "name": self.name,
+            "config": self.config,
+            "sample_rate_hz": self.sample_rate_hz,
+            "parameters": self.parameters,
+            "algorithmic_latency_ms": self.algorithmic_latency_ms,
+            "inputs": [s.to_json() for s in self.inputs],
+            "outputs": [s.to_json() for s in self.outputs],
+            "second": {s.name: list(x.shape) for s, x in zip(self.inputs, second, strict=True)},
+        }
+
 
 def read_checkpoint(path: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Checkpoint:
     """Read a checkpoint in any of the three formats users have.
