@@ -96,7 +96,7 @@ def clean(model: onnx.ModelProto) -> None:
     """Quantized weights as integers, each constant once, no traces of the exporter."""
     fold_quantized_weights(model)
     share_initializers(model)
-    for node in model.graph.node:
+    for node in nodes(model.graph):
         del node.metadata_props[:]
         node.doc_string = ""
     del model.graph.value_info[:]  # stale where lengths are dynamic
@@ -139,14 +139,23 @@ def share_initializers(model: onnx.ModelProto) -> None:
     for constant in model.graph.initializer:
         key = (constant.data_type, tuple(constant.dims), numpy_helper.to_array(constant).tobytes())
         rename[constant.name] = first.setdefault(key, constant.name)
-    for node in model.graph.node:
+    for node in nodes(model.graph):
         for i, name in enumerate(node.input):
             node.input[i] = rename.get(name, name)
     drop_unused_initializers(model.graph)
 
 
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    used = {name for node in nodes(graph) for name in node.input} | {o.name for o in graph.output}
     kept = [c for c in graph.initializer if c.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -190,8 +190,6 @@ def exported(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         h = (d[..., None] * A).exp() * h + xs[..., None] * b[:, None, :]
         return h, (h * c[:, None, :]).sum(-1)
 
-    # Zeros, but made from A: the exporter drops constants that only a loop's body reads. The mean, because TensorRT
-    # takes no element of an axis that might be empty.
-    start = (dt.mean(1)[..., None] * A).mul(0.0)
+    start = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
     _, y = scan(step, start, tuple(v.transpose(0, 1) for v in (dt, x, B, C)))
     return y.transpose(0, 1)

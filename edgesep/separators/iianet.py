@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle
-from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum, sharing
+from edgesep.separators.uconv import (
+    EPS,
+    ConvNorm,
+    FeedForward,
+    Fusion,
+    conv,
+    descend,
+    nearest,
+    pointwise,
+    pooled_sum,
+    sharing,
+)
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("IIANet",)
@@ -52,7 +63,7 @@ class TopDown(nn.Module):
         y = fused[-1]
         for level, layer in zip(reversed(fused[:-1]), reversed(self.last_layer), strict=True):
             y = layer(level, y)
-        return self.res_conv(y)
+        return pointwise(self.res_conv, y)
 
 
 class AudioTopDown(TopDown):

@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle, sharing_copy
-from edgesep.separators.uconv import EPS, ConvNorm, FeedForward, Fusion, conv, descend, nearest, pooled_sum, sharing
+from edgesep.separators.uconv import (
+    EPS,
+    ConvNorm,
+    FeedForward,
+    Fusion,
+    conv,
+    descend,
+    nearest,
+    pointwise,
+    pooled_sum,
+    sharing,
+)
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("TDANet", "TDANetBest")
@@ -131,7 +142,7 @@ class UConv(nn.Module):
         y = self.last_layer[top](fused[top], fused[top - 1])
         for i in range(top - 1, -1, -1):
             y = self.last_layer[i](fused[i], y)
-        return self.res_conv(y) + x
+        return pointwise(self.res_conv, y) + x
 
 
 class Recurrent(nn.Module):

@@ -21,20 +21,16 @@ from edgesep.ops import conv_norm_torch
 EPS = 1e-8
 
 
-class Conv(nn.Conv2d):
-    """As its base; in training on one thread torch's convolutions of size 1 are slow, products are not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1) and conv_norm_torch.wanted(self, x):
-            return conv_norm_torch.pointwise(x, self)
-        return super().forward(x)
-
-
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
     """A 1-D convolution over frames, "same" padding, as Conv2d over ``(B, channels, 1, L)``."""
-    return Conv(
+    return nn.Conv2d(
         inputs, outputs, (1, kernel), stride=(1, stride), padding=(0, (kernel - 1) // 2), groups=groups, bias=bias
     )
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(x)`` of kernel 1; in training on one thread torch's convolutions of size 1 are slow, products are not."""
+    return conv_norm_torch.pointwise(x, conv) if conv_norm_torch.wanted(conv, x) else conv(x)
 
 
 class ConvNorm(nn.Module):
