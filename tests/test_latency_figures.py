@@ -34,6 +34,8 @@ def test_environment_names_the_processor():
 
 
 def test_a_failing_measurement_says_why(tmp_path):
-    job = {"runtime": "onnxruntime", "folder": str(tmp_path), "files": ["none.onnx"], "precision": "fp32"}
+    graph = {"folder": str(tmp_path), "files": ["none.onnx"], "inputs": {"x": [1, 8]}}
     with pytest.raises(VerificationError, match="does not load"):
-        measure.measure_apart({**job, "threads": None, "inputs": {"x": [1, 8]}, "seconds": 0.1})
+        measure.measure_apart(
+            {"runtime": "onnxruntime", "precision": "fp32", "threads": None, "seconds": 0.1, "graphs": [graph]}
+        )
