@@ -84,8 +84,13 @@ def normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 
 
 def windows(x: Tensor, size: int, hop: int) -> Tensor:
-    """``(R, C, n)`` → ``(R, m, C·size)``: overlapping windows along the last axis, channel-major."""
+    """``(R, C, n)`` → ``(R, m, C·size)``: overlapping windows along the last axis, channel-major.
+
+    ``n`` must be ``size + (m-1)·hop``: whole windows.
+    """
     m = (x.shape[-1] - size) // hop + 1
+    if hop == size and not torch.compiler.is_exporting():  # one copy instead of size + 1, but a guard on n in a trace
+        return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(2)
     parts = [x[..., k : k + (m - 1) * hop + 1 : hop] for k in range(size)]
     return torch.stack(parts, dim=2).flatten(1, 2).transpose(1, 2)
 

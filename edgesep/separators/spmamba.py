@@ -73,6 +73,14 @@ class Residual(nn.Module):
         return self.mixer(self.norm(x)) + x
 
 
+def reversed_in_time(x: Tensor) -> Tensor:
+    """``(rows, steps, M)``, last step first."""
+    if not torch.compiler.is_exporting():
+        return x.flip(1)
+    # An exported flip is a Slice of step -1, which TensorRT takes to be empty where its length is computed.
+    return x[:, x.shape[1] - 1 - torch.arange(x.shape[1], device=x.device)]
+
+
 class Bidirectional(nn.Module):
     """A block forwards and another one backwards, side by side: ``(rows, steps, M)`` → ``(rows, steps, 2M)``."""
 
@@ -82,7 +90,7 @@ class Bidirectional(nn.Module):
         self.backward_blocks = nn.ModuleList([Residual(model)])
 
     def forward(self, x: Tensor) -> Tensor:
-        back = self.backward_blocks[0](x.flip(1)).flip(1)
+        back = reversed_in_time(self.backward_blocks[0](reversed_in_time(x)))
         return torch.cat([self.forward_blocks[0](x), back], -1)
 
 

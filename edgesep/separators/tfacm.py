@@ -1,7 +1,8 @@
 """TFACM (arXiv 2505.13094): causal, time-frequency; TF-GridNet's skeleton with segment LSTMs and a cache memory.
 
 Shapes: B batch, T samples, C channels (``emb_dim``), L frames, F bins, S segments, K = 70 frames a segment (stride
-35); maps are ``(B, C, L, F)``, rows of the time LSTM ``(B·F, S, K, C)``.
+35); maps are ``(B, C, L, F)``; R = B·F rows for the time LSTM, whose sequences are ``(K, S, R, C)``: steps
+first, segments before rows, so that neither an LSTM nor a state ever needs a transposition.
 
 The authors' released forward is **not** causal; three places leak the future. ``variant="causal"`` closes them with
 the same weights, ``variant="released"`` keeps them for checkpoints trained that way:
@@ -32,7 +33,7 @@ SEGMENT = 70  # frames, hard-coded by the authors
 NORM_EPS = 1e-8
 
 Variant = Literal["causal", "released"]
-State = tuple[Tensor, Tensor]  # hidden and cell, (B·F, S, H) each
+State = tuple[Tensor, Tensor]  # hidden and cell, (S, R, H) each
 
 
 class PastConv(nn.Module):
@@ -65,36 +66,36 @@ class LastNorm(nn.Module):
 
 
 class SegmentLstm(nn.Module):
-    """LSTM within each segment, from a given state: ``(R, S, K, C)`` → the same, and the last states."""
+    """LSTM within each segment, from a given state: ``(K, S, R, C)`` → the same, and the last states."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.lstm = nn.LSTM(channels, hidden, batch_first=True)
+        self.lstm = nn.LSTM(channels, hidden)
         self.proj = nn.Linear(hidden, channels)
         self.norm = LastNorm(channels)
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        rows, segments = x.shape[:2]
-        flat = x.flatten(0, 1)
+        segments, rows = x.shape[1:3]
+        flat = x.flatten(1, 2)
         if state is None:
-            zero = flat.new_zeros(1, flat.shape[0], self.lstm.hidden_size)
+            zero = flat.new_zeros(1, flat.shape[1], self.lstm.hidden_size)
             start = (zero, zero)
         else:
             start = (state[0].flatten(0, 1)[None], state[1].flatten(0, 1)[None])
         y, (h, c) = self.lstm(flat, start)
         y = flat + self.norm(self.proj(y))
-        return y.unflatten(0, (rows, segments)), (
-            h[0].unflatten(0, (rows, segments)),
-            c[0].unflatten(0, (rows, segments)),
+        return y.unflatten(1, (segments, rows)), (
+            h[0].unflatten(0, (segments, rows)),
+            c[0].unflatten(0, (segments, rows)),
         )
 
 
 class Recall(nn.Module):
-    """LSTM and projection over the segments' states ``(R, S, H)``."""
+    """LSTM and projection over the segments' states ``(S, R, H)``."""
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.rnn = nn.LSTM(hidden, hidden, batch_first=True)
+        self.rnn = nn.LSTM(hidden, hidden)
         self.proj = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +117,7 @@ class Memory(nn.Module):
         return self.later(h), self.later(c)
 
     def later(self, x: Tensor) -> Tensor:
-        segments = x.shape[1]
-        return F.pad(x, (0, 0, self.distance, 0))[:, :segments]
+        return F.pad(x, (0, 0, 0, 0, self.distance, 0))[: x.shape[0]]
 
 
 class GatePath(nn.Module):
@@ -144,19 +144,19 @@ class Transposed(nn.Module):
 
 
 def segments_of(x: Tensor) -> Tensor:
-    """``(R, L, C)`` → ``(R, S, K, C)``: half-overlapping segments, half a segment of zeros in front."""
-    half, length = SEGMENT // 2, x.shape[1]
+    """``(L, R, C)`` → ``(K, S, R, C)``: half-overlapping segments, half a segment of zeros in front."""
+    half, length = SEGMENT // 2, x.shape[0]
     pairs = (length + half) // SEGMENT + 1  # the authors' padding: an even number of segments
-    x = F.pad(x, (0, 0, half, pairs * SEGMENT - length))
-    halves = x.unflatten(1, (2 * pairs + 1, half))
-    return torch.cat([halves[:, :-1], halves[:, 1:]], 2)
+    x = F.pad(x, (0, 0, 0, 0, half, pairs * SEGMENT - length))
+    halves = x.unflatten(0, (2 * pairs + 1, half)).transpose(0, 1)
+    return torch.cat([halves[:, :-1], halves[:, 1:]])
 
 
 def overlap_add(x: Tensor, length: int) -> Tensor:
-    """``(R, S, K, C)`` → ``(R, length, C)``: sums overlapping segments and drops the padding."""
+    """``(K, S, R, C)`` → ``(length, R, C)``: sums overlapping segments and drops the padding."""
     half = SEGMENT // 2
-    total = F.pad(x[:, :, :half], (0, 0, 0, 0, 0, 1)) + F.pad(x[:, :, half:], (0, 0, 0, 0, 1, 0))
-    return total.flatten(1, 2)[:, half : half + length]
+    total = F.pad(x[:half], (0, 0, 0, 0, 0, 1)) + F.pad(x[half:], (0, 0, 0, 0, 1, 0))
+    return total.transpose(0, 1).flatten(0, 1)[half : half + length]
 
 
 class Block(nn.Module):
@@ -201,9 +201,9 @@ class Block(nn.Module):
     def over_frames(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """LSTM within segments of frames, each bin on its own."""
         batch, _, frames, bins = x.shape
-        rows = self.inter_norm(x).permute(0, 3, 2, 1).flatten(0, 1)
+        rows = self.inter_norm(x).permute(2, 0, 3, 1).flatten(1, 2)
         y, state = self.inter_rnn(segments_of(rows), state)
-        y = self.inter_linear(overlap_add(y, frames).transpose(1, 2))
+        y = self.inter_linear(overlap_add(y, frames).permute(1, 2, 0))
         return y.unflatten(0, (batch, bins)).permute(0, 2, 3, 1) + x, state
 
     def head(self, kind: str, x: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Every fixture in ``tests/golden`` through every runtime: the authors' outputs, odd lengths, batches of 1 and 2."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgesep import load_separator
+from edgesep.graph import export_onnx
+from edgesep.runtimes import runtime
+from edgesep.verify import output_snr_db
+
+NAMES = sorted(f.stem for f in (Path(__file__).parent.parent / "golden").glob("*.json"))
+pytestmark = pytest.mark.slow  # minutes of tracing; the line's own tests run one separator through it
+LENGTHS_S = (0.4003, 0.7331, 1.1117)  # multiples of nothing
+
+
+@pytest.fixture(scope="module")
+def exported(golden, tmp_path_factory):
+    """name → separator and its ONNX file."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            separator = load_separator(golden(name).checkpoint)
+            model = tmp_path_factory.mktemp(name) / "model.onnx"
+            export_onnx(separator, separator.module, model)
+            made[name] = separator, model
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("runtime_name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", NAMES)
+def test_exports_equal_the_authors_forward_at_any_length_and_batch(
+    golden, exported, name, runtime_name, tmp_path, record_property
+):
+    separator, model = exported(name)
+    module = runtime(runtime_name)
+    files = module.build(model, tmp_path, "fp32", separator.profile((0.25, 1.0, 10.0)))
+    with module.Runner(tmp_path, files, "fp32", 2) as runner:
+
+        def run(inputs):
+            feeds = {spec.name: np.asarray(x, np.float32) for spec, x in zip(separator.inputs, inputs, strict=True)}
+            return runner.run(feeds)[separator.outputs[0].name]
+
+        worst = output_snr_db(run(golden(name).inputs), golden(name).output)
+        for seconds in LENGTHS_S:
+            for batch in (1, 2):
+                inputs = separator.example_inputs(int(seconds * separator.sample_rate_hz), batch=batch)
+                worst = min(worst, output_snr_db(run(inputs), separator(*inputs).numpy()))
+    record_property("output_snr_db", worst)
+    assert worst >= 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tensorrt_builder_takes_the_graph(exported, name, tmp_path):
+    separator, model = exported(name)
+    module = pytest.importorskip(
+        "edgesep.runtimes.tensorrt", reason="no TensorRT on this platform", exc_type=ImportError
+    )
+    assert module.build(model, tmp_path, "fp32", separator.profile((0.25, 1.0, 10.0)))
+
+
+def test_lstms_written_as_scans_compute_the_same(exported, tmp_path):
+    tensorrt = pytest.importorskip(
+        "edgesep.runtimes.tensorrt", reason="no TensorRT on this platform", exc_type=ImportError
+    )
+    separator, model = exported("tfacm_released_small")
+    outputs = []
+    for number, text in enumerate((model.read_bytes(), tensorrt.scans_for_lstms(model.read_bytes()))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(text)
+        module = runtime("onnxruntime")
+        files = module.build(folder / "model.onnx", folder, "fp32", {})
+        with module.Runner(folder, files, "fp32", 1) as runner:
+            outputs.append(runner.run({"mixture": separator.example_inputs(9001, batch=2)[0].numpy()})["estimates"])
+    assert output_snr_db(outputs[1], outputs[0]) >= 100
