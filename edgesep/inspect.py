@@ -58,7 +58,7 @@ def facts(separator: Separator) -> dict[str, Any]:
 def cost(separator: Separator) -> tuple[int, dict[str, int], int]:
     """Of one second: multiply-accumulates, the same by module (to depth 3, from 1 % on), peak activation bytes."""
     inputs = separator.example_inputs(separator.sample_rate_hz)
-    with FlopCounterMode(display=False, depth=2, custom_mapping=_scan_flops()) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False, depth=2, custom_mapping=_recurrence_flops()) as counter, torch.inference_mode():
         separator.module(*inputs)
     with _Activations(separator) as activations, torch.no_grad():
         separator.module(*inputs)
@@ -74,8 +74,8 @@ def cost(separator: Separator) -> tuple[int, dict[str, int], int]:
     return total, dict(sorted(shown.items(), key=lambda item: -item[1])), activations.peak
 
 
-def _scan_flops() -> dict[Any, Any]:
-    """The project's own operators: two multiply-accumulates a state update, one a tap."""
+def _recurrence_flops() -> dict[Any, Any]:
+    """What torch does not count: LSTMs, and the project's operators (two multiply-accumulates a state update)."""
     from edgesep.ops import causal_conv_torch, selective_scan_torch  # noqa: F401  (registers the operators)
 
     def scan(u: tuple[int, ...], _: Any, A: tuple[int, ...], *rest: Any, **more: Any) -> int:
@@ -86,8 +86,12 @@ def _scan_flops() -> dict[Any, Any]:
         del rest, more
         return 2 * x[0] * x[1] * x[2] * weight[1]
 
+    def lstm(x: tuple[int, ...], w: tuple[int, ...], r: tuple[int, ...], *rest: Any, **more: Any) -> int:
+        del rest, more
+        return 2 * x[0] * x[1] * (w[0] * w[1] + r[0] * r[1])
+
     own = torch.ops.edgesep
-    return {own.selective_scan: scan, own.causal_conv1d_silu: conv}
+    return {own.selective_scan: scan, own.causal_conv1d_silu: conv, torch.ops.aten.mkldnn_rnn_layer: lstm}
 
 
 class _Activations(TorchDispatchMode):

@@ -137,7 +137,7 @@ def _belongs_to(node: onnx.NodeProto, model: onnx.ModelProto, separator: Separat
     return any(onnx.numpy_helper.to_array(constants[i]).tobytes() in weights for i in node.input if i in constants)
 
 
-MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Scan"}
 
 
 def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
     model = onnx.load(path)
     nodes = [n for n in model.graph.node if n.op_type in MULTIPLIERS]
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    wanted = {name for n in nodes for name in (n.input[0], n.input[1], n.output[0])}
+    wanted = {name for n in nodes for name in (*n.input[:3], *n.output[:1]) if name}
     for name in wanted:
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape:{name}"]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(f"shape:{name}", onnx.TensorProto.INT64, [None]))
@@ -172,9 +172,13 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
 
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
-    first, weight, output = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+    first, second = (shapes[name] for name in node.input[:2])
+    if node.op_type == "LSTM":  # every row of every step: both weight matrices
+        return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
+    if node.op_type == "Scan":  # the selective scan: two for each element of the state and step
+        return int(2 * np.prod(first) * second[0])
     if node.op_type == "Conv":  # every output sample: input channels per group x kernel
-        return int(np.prod(output) * np.prod(weight[1:]))
+        return int(np.prod(shapes[node.output[0]]) * np.prod(second[1:]))
     if node.op_type == "ConvTranspose":  # every input sample: output channels per group x kernel
-        return int(np.prod(first) * np.prod(weight[1:]))
-    return int(np.prod(output) * first[-1])
+        return int(np.prod(first) * np.prod(second[1:]))
+    return int(np.prod(shapes[node.output[0]]) * first[-1])
