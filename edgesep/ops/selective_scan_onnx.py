@@ -1,0 +1,122 @@
+"""``edgesep::SelectiveScan`` for ONNX: its schema with shape inference, and an implementation for ONNX's evaluator.
+
+    selective_scan_onnx.register()                                # onnx.checker and shape inference know it from now on
+    ReferenceEvaluator(model, new_ops=[selective_scan_onnx.SelectiveScan])     # runs it in numpy, float64
+
+Shapes: as in ``selective_scan``. The inputs stand in this order; those left out have an empty name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference.op_run import OpRun
+
+from edgesep.ops import selective_scan as contract
+
+#: name → axes by name; from ``D`` on optional
+INPUTS: dict[str, tuple[str, ...]] = {
+    "u": ("batch", "length", "channels"),
+    "delta": ("batch", "length", "channels"),
+    "A": ("channels", "state"),
+    "B": ("batch", "length", "state"),
+    "C": ("batch", "length", "state"),
+    "D": ("channels",),
+    "z": ("batch", "length", "channels"),
+    "delta_bias": ("channels",),
+    "initial_state": ("batch", "channels", "state"),
+}
+OUTPUTS: dict[str, tuple[str, ...]] = {"y": INPUTS["u"], "last_state": INPUTS["initial_state"]}
+REQUIRED = 5
+
+
+def schema() -> onnx.defs.OpSchema:
+    """The operator's schema; float32 alone."""
+    kind = onnx.defs.OpSchema
+    option = kind.FormalParameterOption
+
+    def parameters(named: dict[str, tuple[str, ...]], required: int) -> list[Any]:
+        return [
+            kind.FormalParameter(
+                name, "T", f"({', '.join(axes)})", param_option=option.Single if i < required else option.Optional
+            )
+            for i, (name, axes) in enumerate(named.items())
+        ]
+
+    made = kind(
+        contract.NAME,
+        contract.DOMAIN,
+        contract.VERSION,
+        contract.__doc__ or "",
+        inputs=parameters(INPUTS, REQUIRED),
+        outputs=parameters(OUTPUTS, 1),
+        type_constraints=[("T", ["tensor(float)"], "float32")],
+        attributes=[
+            kind.Attribute(name, onnx.helper.make_attribute(name, 0), text)
+            for name, text in (
+                ("delta_softplus", "1: dt = softplus(delta + delta_bias)"),
+                ("reverse", "1: from the last step to the first"),
+            )
+        ],
+    )
+    made.set_type_and_shape_inference_function(infer)
+    return made
+
+
+def infer(context: Any) -> None:
+    """Outputs' shapes from whatever the inputs know of each axis.
+
+    Raises:
+        onnx.shape_inference.InferenceError: an input of another rank, or two that contradict each other.
+    """
+    axes: dict[str, onnx.TensorShapeProto.Dimension] = {}
+    for i, (name, named) in enumerate(INPUTS.items()):
+        given = context.get_input_type(i) if i < context.get_num_inputs() else None
+        if given is None or not given.tensor_type.HasField("shape"):
+            continue
+        dims = given.tensor_type.shape.dim
+        if len(dims) != len(named):
+            raise onnx.shape_inference.InferenceError(
+                f"{name} has rank {len(dims)}, expected {len(named)}: ({', '.join(named)})"
+            )
+        for axis, dim in zip(named, dims, strict=True):
+            before = axes.setdefault(axis, dim)
+            if before.HasField("dim_value") and dim.HasField("dim_value") and before.dim_value != dim.dim_value:
+                raise onnx.shape_inference.InferenceError(
+                    f"{name} has {axis} = {dim.dim_value}, an input before it {before.dim_value}"
+                )
+            if dim.HasField("dim_value") or (not before.HasField("dim_value") and not before.dim_param):
+                axes[axis] = dim
+    for i, named in enumerate(OUTPUTS.values()):
+        if i >= context.get_num_outputs():
+            break
+        made = onnx.TypeProto()
+        made.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.tensor_type.shape.dim.extend(axes.get(a, onnx.TensorShapeProto.Dimension()) for a in named)
+        context.set_output_type(i, made)
+
+
+def register() -> None:
+    """Make the operator known to this process's onnx; again does nothing."""
+    if not onnx.defs.has(contract.NAME, contract.DOMAIN):
+        onnx.defs.register_schema(schema())
+
+
+class SelectiveScan(OpRun):
+    """The operator in ``onnx.reference.ReferenceEvaluator``."""
+
+    op_domain = contract.DOMAIN
+
+    def _run(
+        self, *inputs: np.ndarray | None, delta_softplus: int | None = None, reverse: int | None = None
+    ) -> Sequence[np.ndarray]:
+        given: dict[str, Any] = dict(zip(INPUTS, inputs, strict=False))
+        y, last = contract.reference(**given, delta_softplus=bool(delta_softplus), reverse=bool(reverse))
+        return (y.astype(np.float32), last.astype(np.float32))[: self.n_outputs]
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.onnx_node.output)
