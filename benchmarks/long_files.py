@@ -1,0 +1,125 @@
+"""A minute of two voices through every artifact of a bundle: peak memory, and what separating in blocks changes.
+
+    edgesep demo --separator TDANet --out demo-bundle
+    python benchmarks/long_files.py demo-bundle              # appends to results/long_files.jsonl
+
+Each artifact runs in processes of its own, once whole and once per block length. The SNR is that of the blocks' joined
+output against the whole one's: it contains the seams and what a separator that normalises over or attends to the
+whole utterance does differently when it hears less of it. Whether that is worse, the SI-SNR against the voices says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+import edgesep
+from edgesep.measure import peak_rss_mb
+from edgesep.verify import output_snr_db, pit_si_snr_db
+
+HERE = Path(__file__).parent
+TEST = HERE.parent / "calibration" / "test"
+sys.path.insert(0, str(HERE.parent / "calibration"))
+import synthesise  # noqa: E402  (the program that made the packaged sets also draws the mouths)
+
+
+def voices(seconds: float, rate: int) -> np.ndarray:
+    """``(2, samples)``: the first sources of the test set one after the other, and beside them the second ones.
+
+    Voices change, as they do in a meeting; where two clips meet there is no pause.
+    """
+    clips = [np.concatenate([soundfile.read(f)[0] for f in sorted((TEST / s).iterdir())]) for s in ("s1", "s2")]
+    return np.stack([np.resize(c, int(seconds * rate)) for c in clips]).astype(np.float32)
+
+
+def child(job: dict[str, Any]) -> None:
+    """One separation in this process; writes the estimates and prints the peak memory."""
+    bundle = edgesep.open_bundle(job["bundle"])
+    data = np.load(job["inputs"])
+    start = time.perf_counter()
+    estimates = bundle.separate(
+        data["mixture"],
+        data.get("mouth"),
+        block_s=job["block_s"],
+        runtime=job["runtime"],
+        precision=job["precision"],
+        threads=1,
+    )
+    seconds = time.perf_counter() - start
+    np.save(job["out"], estimates)
+    print(json.dumps({"peak_mb": round(peak_rss_mb()), "took_s": round(seconds, 2)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--blocks", type=float, nargs="+", default=[5, 10, 20], help="block lengths in s")
+    args = parser.parse_args()
+    bundle = edgesep.open_bundle(args.bundle)
+    sources = voices(args.seconds, bundle.sample_rate_hz)
+    arrays = {"mixture": sources.sum(0)}
+    if bundle.manifest["separator"].get("front_end"):
+        motion = synthesise.mouth_motion(sources[0], bundle.sample_rate_hz)
+        arrays["mouth"] = synthesise.mouth_video(np.random.default_rng(0), motion)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder, "inputs.npz")
+        np.savez(inputs, **arrays)
+        for artifact in bundle.artifacts:
+            if artifact.runtime == "tensorrt":  # built, not run
+                continue
+            whole = None
+            for block_s in (None, *args.blocks):
+                out = Path(folder, "out.npy")
+                job = {
+                    "bundle": str(args.bundle),
+                    "inputs": str(inputs),
+                    "out": str(out),
+                    "runtime": artifact.runtime,
+                    "precision": artifact.precision,
+                    "block_s": block_s,
+                }
+                done = subprocess.run(
+                    [sys.executable, __file__, "--child", json.dumps(job)], capture_output=True, text=True, check=False
+                )
+                row = {
+                    "separator": bundle.name,
+                    "runtime": artifact.runtime,
+                    "precision": artifact.precision,
+                    "audio_s": args.seconds,
+                    "block_s": block_s,
+                }
+                if done.returncode:
+                    last = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}: out of memory?"]
+                    rows.append(row | {"failed": last[-1]})
+                else:
+                    estimates = np.load(out)
+                    whole = estimates if block_s is None else whole
+                    snr = None if block_s is None or whole is None else round(output_snr_db(estimates, whole), 1)
+                    heard = {
+                        "snr_to_whole_db": snr,
+                        "si_snr_db": round(pit_si_snr_db(estimates, sources[: len(estimates)]), 2),
+                    }
+                    rows.append(row | json.loads(done.stdout) | heard)
+                print(json.dumps(rows[-1]), flush=True)
+    file = HERE / "results" / "long_files.jsonl"
+    kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
+    kept = [r for r in kept if r["separator"] != bundle.name]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(json.loads(sys.argv[2]))
+    else:
+        main()
