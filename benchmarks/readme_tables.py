@@ -49,16 +49,28 @@ def demos() -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows("demos"):
+        wrong = row.get("wrong_mouth_si_snri_db")
+        aside = "" if wrong is None else f"; shown the other mouth {wrong:.2f} dB"
         lines.append(
             f"| {row['separator']} | {row['parameters']:,} | {row['sample_rate_hz']} Hz"
-            f" | {row['test_si_snri_db']:.2f} dB [{row['low_db']:.2f}, {row['high_db']:.2f}]"
+            f" | {row['test_si_snri_db']:.2f} dB [{row['low_db']:.2f}, {row['high_db']:.2f}]{aside}"
             f" | {row['training']} | {row['seed']} |"
         )
     return "\n".join(lines)
 
 
+def papers() -> str:
+    lines = ["| size | parameters | paper | GMAC/s | paper | counted as papers do |", "|" + "---|" * 6]
+    for row in rows("papers"):
+        lines.append(
+            f"| {row['size']} | {row['parameters']:,} | {row['paper_parameters']:,} | {row['gmacs_per_s']:.2f}"
+            f" | {row['paper_gmacs_per_s']} | {row['profiled_gmacs_per_s']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
-    for make in (demo, runtimes, demos):
+    for make in (demo, runtimes, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

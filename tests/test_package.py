@@ -34,6 +34,7 @@ def test_the_wheel_installs_one_package_and_the_demo(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     tops = {n.partition("/")[0] for n in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"edgesep"}
-    assert "edgesep/demo/tdanet.pth" in names
-    assert "edgesep/demo/tdanet.toml" in names
+    for recipe in (ROOT / "edgesep" / "demo").glob("*.toml"):
+        assert {f"edgesep/demo/{recipe.name}", f"edgesep/demo/{recipe.stem}.pth"} <= set(names)
+    assert any(n.startswith("edgesep/native/") and n.endswith(".cpp") for n in names)  # kernels, built on first use
     assert sum(n.startswith("edgesep/demo/sets/test/mix_clean/") for n in names) == 40

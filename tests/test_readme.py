@@ -28,6 +28,7 @@ def workplace(golden, tmp_path_factory):
     for name in ("calibration", "test"):
         write_set(root / "sets" / name)
     shutil.copy(root / "sets/test/mix_clean/0.wav", root / "mix.wav")
+    shutil.copy(root / "mix.wav", root / "meeting.wav")
     (root / "recipe.toml").write_text(blocks("toml")[0])
     return root
 
