@@ -91,3 +91,38 @@ def test_broken_yaml(golden, tmp_path):
     (tmp_path / "conf.yml").write_text("a: [")
     with pytest.raises(InputError, match="not valid YAML"):
         load_separator(golden("tdanet_small").checkpoint, tmp_path / "conf.yml")
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"),
+    [
+        ("tdanet_small", "SPMamba"),
+        ("tdanet_small", "IIANet"),
+        ("iianet_small", "TDANet"),
+        ("spmamba_small", "TFACMCausal"),
+        ("tfacm_released_small", "SPMamba"),
+        ("lip_frontend", "TFACMCausal"),
+    ],
+)
+def test_another_architecture_than_the_named_one(golden, tmp_path, fixture, name):
+    torch.save(golden(fixture).state, tmp_path / "w.pth")
+    conf = {"datamodule": {"data_config": {"sample_rate": 8000}}}
+    with pytest.raises(InputError, match=r"w\.pth"):
+        load_separator(tmp_path / "w.pth", conf, name=name)
+
+
+@pytest.mark.parametrize("fixture", ["spmamba_small", "tfacm_released_small"])
+def test_a_window_that_contradicts_the_weights(golden, fixture):
+    g = golden(fixture)
+    with pytest.raises(InputError, match=r"n_fft = 128, but the weights .* have (64|32)"):
+        load_separator(g.checkpoint, changed(g.conf, n_fft=128))
+
+
+def test_variants_are_named_and_belong_to_separators_that_have_them(golden):
+    tfacm = golden("tfacm_released_small").checkpoint
+    assert load_separator(tfacm, variant="causal").causal
+    assert not load_separator(tfacm, variant="released").causal
+    with pytest.raises(InputError, match="use 'causal' or 'released'"):
+        load_separator(tfacm, variant="streaming")
+    with pytest.raises(InputError, match="TDANet has no variant 'causal'"):
+        load_separator(golden("tdanet_small").checkpoint, variant="causal")

@@ -7,6 +7,7 @@ import pytest
 
 from edgesep import load_separator
 from edgesep.graph import export_onnx
+from edgesep.lstm_scan import scans_for_lstms
 from edgesep.runtimes import runtime
 from edgesep.verify import output_snr_db
 
@@ -57,19 +58,14 @@ def test_exports_equal_the_authors_forward_at_any_length_and_batch(
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tensorrt_builder_takes_the_graph(exported, name, tmp_path):
     separator, model = exported(name)
-    module = pytest.importorskip(
-        "edgesep.runtimes.tensorrt", reason="no TensorRT on this platform", exc_type=ImportError
-    )
+    module = runtime("tensorrt")
     assert module.build(model, tmp_path, "fp32", separator.profile((0.25, 1.0, 10.0)))
 
 
 def test_lstms_written_as_scans_compute_the_same(exported, tmp_path):
-    tensorrt = pytest.importorskip(
-        "edgesep.runtimes.tensorrt", reason="no TensorRT on this platform", exc_type=ImportError
-    )
     separator, model = exported("tfacm_released_small")
     outputs = []
-    for number, text in enumerate((model.read_bytes(), tensorrt.scans_for_lstms(model.read_bytes()))):
+    for number, text in enumerate((model.read_bytes(), scans_for_lstms(model.read_bytes()))):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "model.onnx").write_bytes(text)
