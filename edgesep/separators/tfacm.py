@@ -350,7 +350,8 @@ def separator(module: TFACM, config: Mapping[str, Any], rate: int, parameters: i
         # Any output sample depends on input up to one synthesis window later.
         algorithmic_latency_ms=None if module.released else 1000 * window / rate,
         min_samples=window // 2 + 1,
-        keep_float=("conv", "deconv", "stft"),
+        # The gate multiplies two branches: its product has tails that eight bits do not hold (0.35 instead of 0.08 dB).
+        keep_float=("conv", "deconv", "stft", *(f"blocks.{i}.gcfn_final" for i in range(len(module.blocks)))),
         keep_shape=("deconv",),
         note="released arithmetic: not causal, cannot stream; variant: causal closes its leaks"
         if module.released
