@@ -1,7 +1,7 @@
 """A minute of two voices through every artifact of a bundle: peak memory, and what separating in blocks changes.
 
     edgesep demo --separator TDANet --out demo-bundle
-    python benchmarks/long_files.py demo-bundle              # appends to results/long_files.jsonl
+    python benchmarks/long_files.py demo-bundle              # its rows in results/long_files.jsonl
 
 Each artifact runs in processes of its own, once whole and once per block length. The SNR is that of the blocks' joined
 output against the whole one's: it contains the seams and what a separator that normalises over or attends to the
@@ -11,6 +11,7 @@ whole utterance does differently when it hears less of it. Whether that is worse
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def child(job: dict[str, Any]) -> None:
     print(json.dumps({"peak_mb": round(peak_rss_mb()), "took_s": round(seconds, 2)}))
 
 
+def separated(job: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """``child`` in a process of its own: what it measured, and the estimates; or how it failed."""
+    command = [sys.executable, __file__, "--child", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}: out of memory?"]
+        return {"failed": last[-1]}, None
+    return json.loads(done.stdout), np.load(job["out"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -72,46 +83,21 @@ def main() -> None:
         motion = synthesise.mouth_motion(sources[0], bundle.sample_rate_hz)
         arrays["mouth"] = synthesise.mouth_video(np.random.default_rng(0), motion)
     rows = []
+    runnable = [a for a in bundle.artifacts if a.runtime != "tensorrt"]  # those are built, not run
     with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder, "inputs.npz")
-        np.savez(inputs, **arrays)
-        for artifact in bundle.artifacts:
-            if artifact.runtime == "tensorrt":  # built, not run
-                continue
-            whole = None
-            for block_s in (None, *args.blocks):
-                out = Path(folder, "out.npy")
-                job = {
-                    "bundle": str(args.bundle),
-                    "inputs": str(inputs),
-                    "out": str(out),
-                    "runtime": artifact.runtime,
-                    "precision": artifact.precision,
-                    "block_s": block_s,
-                }
-                done = subprocess.run(
-                    [sys.executable, __file__, "--child", json.dumps(job)], capture_output=True, text=True, check=False
-                )
-                row = {
-                    "separator": bundle.name,
-                    "runtime": artifact.runtime,
-                    "precision": artifact.precision,
-                    "audio_s": args.seconds,
-                    "block_s": block_s,
-                }
-                if done.returncode:
-                    last = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}: out of memory?"]
-                    rows.append(row | {"failed": last[-1]})
-                else:
-                    estimates = np.load(out)
-                    whole = estimates if block_s is None else whole
-                    snr = None if block_s is None or whole is None else round(output_snr_db(estimates, whole), 1)
-                    heard = {
-                        "snr_to_whole_db": snr,
-                        "si_snr_db": round(pit_si_snr_db(estimates, sources[: len(estimates)]), 2),
-                    }
-                    rows.append(row | json.loads(done.stdout) | heard)
-                print(json.dumps(rows[-1]), flush=True)
+        np.savez(Path(folder, "inputs.npz"), **arrays)
+        files = {"bundle": str(args.bundle), "inputs": f"{folder}/inputs.npz", "out": f"{folder}/out.npy"}
+        for artifact, block_s in itertools.product(runnable, (None, *args.blocks)):
+            how = {"runtime": artifact.runtime, "precision": artifact.precision, "block_s": block_s}
+            row, estimates = separated(files | how)
+            if block_s is None:
+                whole = estimates
+            elif estimates is not None and whole is not None:
+                row["snr_to_whole_db"] = round(output_snr_db(estimates, whole), 1)
+            if estimates is not None:
+                row["si_snr_db"] = round(pit_si_snr_db(estimates, sources[: len(estimates)]), 2)
+            rows.append({"separator": bundle.name, "audio_s": args.seconds, **how, **row})
+            print(json.dumps(rows[-1]), flush=True)
     file = HERE / "results" / "long_files.jsonl"
     kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
     kept = [r for r in kept if r["separator"] != bundle.name]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from edgesep.spec import EdgesepError
+
+if TYPE_CHECKING:
+    from edgesep.recipe import Recipe
 
 app = typer.Typer(
     help="Deploy speech separators: lower, prune, quantize, export, and prove the result in dB and ms.",
@@ -68,7 +71,7 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
             print(f"{row['runtime']} {row['precision']}: {said}")
 
 
-def _deploy(recipe: Path, out: Path, as_json: bool = False) -> None:
+def _deploy(recipe: Path | Recipe, out: Path, as_json: bool = False) -> None:
     from edgesep.line import deploy
 
     with progress() as tick:
@@ -108,11 +111,15 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Deploy a packaged separator on packaged data, from checkpoint to verified bundle."""
+    from edgesep.recipe import read_recipe
+
     folder = Path(str(resources.files("edgesep") / "demo"))
-    known = {f.stem.lower(): f for f in folder.glob("*.toml")}
+    known = {f.stem: f for f in folder.glob("*.pth")}
     if separator.lower() not in known:
         raise EdgesepError(f"no packaged separator {separator!r}, packaged are {', '.join(sorted(known))}")
-    _deploy(known[separator.lower()], out, as_json)
+    recipe = read_recipe(folder / "recipe.toml")
+    named = recipe.separator.model_copy(update={"checkpoint": known[separator.lower()]})
+    _deploy(recipe.model_copy(update={"separator": named}), out, as_json)
 
 
 @app.command()

@@ -115,8 +115,4 @@ class SelectiveScan(OpRun):
     ) -> Sequence[np.ndarray]:
         given: dict[str, Any] = dict(zip(INPUTS, inputs, strict=False))
         y, last = contract.reference(**given, delta_softplus=bool(delta_softplus), reverse=bool(reverse))
-        return (y.astype(np.float32), last.astype(np.float32))[: self.n_outputs]
-
-    @property
-    def n_outputs(self) -> int:
-        return len(self.onnx_node.output)
+        return (y.astype(np.float32), last.astype(np.float32))[: len(self.onnx_node.output)]
