@@ -29,17 +29,17 @@ def demo() -> str:
 
 
 def runtimes() -> str:
-    """The newest run of each thread count."""
+    """The newest run of each separator, length and thread count."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows("runtimes"):
-        newest[row["audio_s"], row["threads"], row["runtime"], row["precision"]] = row
-    lines = ["| audio | threads | runtime | precision | p50 ms | times eager's speed | drop dB |", "|" + "---|" * 7]
-    for (audio_s, threads, runtime, precision), row in newest.items():
+        newest[row["separator"], row["audio_s"], row["threads"], row["runtime"], row["precision"]] = row
+    lines = ["| separator | audio | threads | runtime | precision | p50 ms | times eager's speed | drop dB |"]
+    lines.append("|" + "---|" * 8)
+    for (separator, audio_s, threads, runtime, precision), row in newest.items():
         ratio = f"{row['faster_than_eager']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         drop = "-" if row["drop_db"] is None else f"{row['drop_db']:.3f}"
-        lines.append(
-            f"| {audio_s:g} s | {threads} | {runtime} | {precision} | {row['p50_ms']:.1f} | {ratio} | {drop} |"
-        )
+        case = f"| {separator} | {audio_s:g} s | {threads} | {runtime} | {precision}"
+        lines.append(f"{case} | {row['p50_ms']:.1f} | {ratio} | {drop} |")
     return "\n".join(lines)
 
 
