@@ -213,7 +213,8 @@ class Bundle:
             if block_s is None:
                 estimates = run(*inputs)
             else:
-                estimates = blocks.separate(run, inputs, round(block_s * self.sample_rate_hz), self.min_samples)
+                block, causal = round(block_s * self.sample_rate_hz), self.manifest["separator"]["causal"]
+                estimates = blocks.separate(run, inputs, block, self.min_samples, causal)
         return estimates[0] if x.ndim == 1 else estimates
 
     def _video(self, mixture: np.ndarray, mouth: np.ndarray | None, late_s: float) -> tuple[np.ndarray, ...]:
