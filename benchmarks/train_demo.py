@@ -8,6 +8,10 @@ checkpoint ``demo.pth`` in the authors' format and ``curve.png`` with loss and S
 ``benchmarks/demos.toml``. Mixtures are made on the fly: two voices of different families, -5 to 5 dB, each resampled
 by a random factor, which moves pitch and formants and so makes new voices of the known ones.
 
+For the first ``ordered_steps`` the higher voice belongs on the first output: while a separator cannot separate yet, the
+better of two permutations says nothing, and permutation-invariant training stands still at the mixture for thousands of
+steps. Then permutation-invariant training begins.
+
 IIANet is shown a synthetic mouth that moves with the first voice, and is asked for that voice alone. Its lip front-end
 is trained first, to read the mouth's motion off the crops, and then kept as it is.
 """
@@ -46,6 +50,7 @@ class Speech:
         data = np.load(path)
         self.clips, self.voice, self.rate = data["clips"], data["voice"], int(data["rate"])
         self.scale = np.float32(data["scale"])
+        self.pitch_hz = np.array([pitch_hz(clip, self.rate) for clip in self.clips])
 
     def source(self, rng: np.random.Generator, clip: int, samples: int, stretch: float) -> np.ndarray:
         x = self.clips[clip].astype(np.float32) * self.scale
@@ -54,8 +59,10 @@ class Speech:
         start = int(rng.integers(0, max(1, x.size - samples + 1)))
         return np.pad(x[start : start + samples], (0, max(0, samples - x.size + start)))
 
-    def mixtures(self, rng: np.random.Generator, batch: int, samples: int, augment: bool) -> tuple[Tensor, Tensor]:
-        """(mixture (batch, samples), sources (batch, 2, samples))."""
+    def mixtures(
+        self, rng: np.random.Generator, batch: int, samples: int, augment: bool, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(mixture (batch, samples), sources (batch, 2, samples)), if ``ordered`` the higher voice first."""
         out = np.empty((batch, 2, samples), np.float32)
         for b in range(batch):
             first, second = rng.integers(len(self.clips), size=2)
@@ -63,11 +70,25 @@ class Speech:
                 second = rng.integers(len(self.clips))
             ratio_db = rng.uniform(-5, 5)
             level = 10 ** (rng.uniform(-30, -20) / 20)
+            pitch = np.empty(2)
             for s, (clip, sign) in enumerate(((first, 1), (second, -1))):
                 stretch = float(np.exp(rng.uniform(-0.2, 0.2))) if augment else 1.0
                 out[b, s] = self.source(rng, clip, samples, stretch) * level * 10 ** (sign * ratio_db / 40)
+                pitch[s] = self.pitch_hz[clip] / stretch
+            if ordered:
+                out[b] = out[b, np.argsort(-pitch)]
         sources = torch.from_numpy(out)
         return sources.sum(1), sources
+
+
+def pitch_hz(clip: np.ndarray, rate: int) -> float:
+    """Median fundamental frequency of one voice: the highest autocorrelation of each 64 ms between 60 and 400 Hz."""
+    size = rate * 64 // 1000
+    frames = clip[: clip.size // size * size].reshape(-1, size).astype(np.float32)
+    spectra = np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32), 2 * size)) ** 2
+    lags = np.fft.irfft(spectra)[:, rate // 400 : rate // 60]
+    loud = lags.max(1) >= np.median(lags.max(1))
+    return float(rate / (rate // 400 + np.median(lags[loud].argmax(1))))
 
 
 def speech(run: Path, split: str, rate: int, utterances: int) -> Speech:
@@ -165,6 +186,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: as in demos.toml")
     parser.add_argument("--lr", type=float, help="default: as in demos.toml")
     parser.add_argument("--iterations", type=int, help="with --start: another number of iterations (num_blocks)")
+    parser.add_argument("--ordered-steps", type=int, help="first steps without permutations (default: demos.toml)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     demo = demos[args.separator]
@@ -202,9 +224,17 @@ def main() -> None:
             return (mixture,), sources
         return (mixture, mouths.embedding(rng, sources[:, 0], rate)), sources[:, :1]
 
+    ordered = demo.get("ordered_steps", 0) if args.ordered_steps is None else args.ordered_steps
+    now = 0
+
     def batches(step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        nonlocal now
+        now = step
         rng = np.random.default_rng([demo["seed"], step])
-        return seen(rng, *train.mixtures(rng, demo["batch"], samples, augment=True))
+        return seen(rng, *train.mixtures(rng, demo["batch"], samples, augment=True, ordered=step < ordered))
+
+    def loss(mixture: Tensor, estimates: Tensor, references: Tensor) -> Tensor:
+        return (training.snr_loss if now < ordered else training.pit_snr_loss)(mixture, estimates, references)
 
     def validate(module: nn.Module) -> float:
         gained = []
@@ -241,6 +271,7 @@ def main() -> None:
         batches,
         steps,
         validate,
+        loss=loss,
         lr=args.lr or demo["lr"],
         every=demo["validate_every"],
         state_path=run / "state.pt",

@@ -1,0 +1,230 @@
+// The core against a scalar float64 reference, on every instruction set that this processor has. Without a framework,
+// so that sanitizers and an emulator can run it. Prints a line a check; exit status 1 if one failed.
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../core/check.h"
+
+extern "C" {
+int edgesep_use(const char* isa);
+const char* edgesep_instruction_set(void);
+}
+
+namespace {
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+  if (!good) ++failures;
+  std::printf("%s %s: %s\n", good ? "ok  " : "FAIL", edgesep_instruction_set(), what.c_str());
+}
+
+// The smallest SNR allowed, in dB: float32 arithmetic over thousands of steps leaves 118 or better.
+constexpr double kLimitDb = 110;
+
+double snr_db(const std::vector<float>& got, const std::vector<double>& wanted) {
+  double signal = 0, noise = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    signal += wanted[i] * wanted[i];
+    noise += (got[i] - wanted[i]) * (got[i] - wanted[i]);
+  }
+  return 10 * std::log10(signal / (noise + 1e-300));
+}
+
+struct Case {
+  int64_t batch, length, channels, state;
+  bool softplus, reverse, skip, gate, bias, start;
+  float shift;  // of delta: tiny and large steps
+  float level;  // of u: 1e-38 makes denormals
+};
+
+struct Data {
+  std::vector<float> u, delta, A, B, C, D, z, bias, start, y, last;
+};
+
+Data make(const Case& c) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  const auto fill = [&](int64_t count) {
+    std::vector<float> out(static_cast<size_t>(count));
+    for (float& v : out) v = normal(random);
+    return out;
+  };
+  const int64_t rows = c.batch * c.length;
+  Data d;
+  d.u = fill(rows * c.channels);
+  d.delta = fill(rows * c.channels);
+  d.A = fill(c.channels * c.state);
+  d.B = fill(rows * c.state);
+  d.C = fill(rows * c.state);
+  if (c.skip) d.D = fill(c.channels);
+  if (c.gate) d.z = fill(rows * c.channels);
+  if (c.bias) d.bias = fill(c.channels);
+  if (c.start) d.start = fill(c.batch * c.channels * c.state);
+  for (float& v : d.u) v *= c.level;
+  for (float& v : d.A) v = -std::exp(v);
+  // Without softplus a step must be positive by itself, or the recurrence grows.
+  for (float& v : d.delta) v = c.softplus ? v + c.shift : std::fabs(v) + (c.bias ? 4.0f : 0.0f);
+  d.y.resize(d.u.size());
+  d.last.resize(static_cast<size_t>(c.batch * c.channels * c.state));
+  return d;
+}
+
+EdgesepScan call_of(const Case& c, Data& d) {
+  const auto pointer = [](std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
+  EdgesepScan s{};
+  s.u = d.u.data(), s.delta = d.delta.data(), s.A = d.A.data(), s.B = d.B.data(), s.C = d.C.data();
+  s.D = pointer(d.D), s.z = pointer(d.z), s.delta_bias = pointer(d.bias), s.initial_state = pointer(d.start);
+  s.y = d.y.data(), s.last_state = d.last.data();
+  s.batch = c.batch, s.length = c.length, s.channels = c.channels, s.state = c.state;
+  s.delta_softplus = c.softplus, s.reverse = c.reverse;
+  return s;
+}
+
+void reference(const EdgesepScan& s, std::vector<double>* y, std::vector<double>* last) {
+  y->assign(static_cast<size_t>(s.batch * s.length * s.channels), 0);
+  last->assign(static_cast<size_t>(s.batch * s.channels * s.state), 0);
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t c = 0; c < s.channels; ++c) {
+      double* h = last->data() + (b * s.channels + c) * s.state;
+      for (int64_t n = 0; n < s.state; ++n) h[n] = s.initial_state ? s.initial_state[h - last->data() + n] : 0;
+      for (int64_t step = 0; step < s.length; ++step) {
+        const int64_t t = b * s.length + (s.reverse ? s.length - 1 - step : step), at = t * s.channels + c;
+        double dt = double(s.delta[at]) + (s.delta_bias ? s.delta_bias[c] : 0);
+        if (s.delta_softplus) dt = dt > 30 ? dt : std::log1p(std::exp(dt));
+        double sum = (s.D ? s.D[c] : 0.0) * s.u[at];
+        for (int64_t n = 0; n < s.state; ++n) {
+          h[n] = std::exp(dt * s.A[c * s.state + n]) * h[n] + dt * s.u[at] * s.B[t * s.state + n];
+          sum += h[n] * s.C[t * s.state + n];
+        }
+        if (s.z) sum *= s.z[at] / (1 + std::exp(-double(s.z[at])));
+        (*y)[static_cast<size_t>(at)] = sum;
+      }
+    }
+}
+
+void run_in_parts(const EdgesepScan& s) {
+  const int64_t rows = edgesep_scan_rows(&s);
+  for (int k = 0; k < 3; ++k) edgesep_scan(&s, rows * k / 3, rows * (k + 1) / 3);
+}
+
+void scan_equals_the_reference(const Case& c) {
+  Data d = make(c);
+  const EdgesepScan s = call_of(c, d);
+  std::vector<double> y, last;
+  reference(s, &y, &last);
+  run_in_parts(s);
+  const double worst = std::fmin(snr_db(d.y, y), snr_db(d.last, last));
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "scan %lldx%lldx%lldx%lld%s%s%s%s%s%s shift %g: %.1f dB", static_cast<long long>(c.batch),
+                static_cast<long long>(c.length), static_cast<long long>(c.channels), static_cast<long long>(c.state),
+                c.softplus ? " softplus" : "", c.reverse ? " reverse" : "", c.skip ? " D" : "", c.gate ? " z" : "",
+                c.bias ? " bias" : "", c.start ? " start" : "", c.shift, worst);
+  expect(worst >= kLimitDb, text);
+}
+
+void denormals_stay_small_and_finite() {
+  const Case c{1, 40, 19, 16, true, false, false, false, false, false, -2, 1e-38f};
+  Data d = make(c);
+  const EdgesepScan s = call_of(c, d);
+  std::vector<double> y, last;
+  reference(s, &y, &last);
+  run_in_parts(s);
+  double worst = 0;
+  for (size_t i = 0; i < y.size(); ++i) worst = std::fmax(worst, std::fabs(d.y[i] - y[i]));
+  expect(std::isfinite(worst) && worst <= 1e-38, "denormal inputs stay within 1e-38");
+}
+
+void nan_stays_in_its_row(std::vector<float> Data::* where, const char* name) {
+  const Case c{2, 9, 37, 16, true, false, true, true, true, true, -1, 1};
+  Data d = make(c), clean = make(c);
+  run_in_parts(call_of(c, clean));
+  const size_t row = 20, at = (size_t(c.length) + 5) * size_t(c.channels) + row;  // batch item 1, step 5
+  (d.*where)[at] = std::numeric_limits<float>::quiet_NaN();
+  run_in_parts(call_of(c, d));
+  bool good = std::isnan(d.y[at]);
+  for (size_t i = 0; good && i < d.y.size(); ++i)
+    if (i / size_t(c.channels * c.length) != 1 || i % size_t(c.channels) != row) good = d.y[i] == clean.y[i];
+  expect(good, std::string("NaN in ") + name + " stays in its row");
+}
+
+void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, int64_t taps) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  const auto sized = [](int64_t count) { return std::vector<float>(static_cast<size_t>(count)); };
+  auto x = sized(batch * length * channels), w = sized(channels * taps), bias = sized(channels), y = x;
+  for (auto* v : {&x, &w, &bias})
+    for (float& value : *v) value = normal(random);
+  EdgesepConv s{};
+  s.x = x.data(), s.w = w.data(), s.bias = bias.data(), s.y = y.data();
+  s.batch = batch, s.length = length, s.channels = channels, s.taps = taps;
+  edgesep_conv(&s, 0, edgesep_conv_rows(&s));
+  std::vector<double> wanted(x.size());
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t t = 0; t < length; ++t)
+      for (int64_t c = 0; c < channels; ++c) {
+        double sum = bias[size_t(c)];
+        for (int64_t k = 0; k < taps; ++k)
+          if (const int64_t from = t - taps + 1 + k; from >= 0)
+            sum += double(w[size_t(c * taps + k)]) * x[size_t((b * length + from) * channels + c)];
+        wanted[size_t((b * length + t) * channels + c)] = sum / (1 + std::exp(-sum));
+      }
+  const double found = snr_db(y, wanted);
+  expect(found >= kLimitDb, "conv " + std::to_string(channels) + " channels, " + std::to_string(taps) + " taps: " +
+                                std::to_string(found) + " dB");
+}
+
+void misfits_are_named() {
+  using edgesep::Input;
+  const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
+  const std::vector<Input> good = {in({2, 7, 5}), in({2, 7, 5}), in({5, 3}), in({2, 7, 3}), in({2, 7, 3})};
+  const auto said = [&](size_t i, std::vector<int64_t> dims) {
+    std::vector<Input> inputs = good;
+    inputs[i] = in(std::move(dims));
+    EdgesepScan sizes{};
+    return edgesep::check_scan(inputs, &sizes);
+  };
+  EdgesepScan sizes{};
+  expect(edgesep::check_scan(good, &sizes).empty() && sizes.state == 3, "shapes that fit pass");
+  expect(said(3, {2, 7, 4}).find("B has shape (2, 7, 4), expected (2, 7, 3)") == 0, "a wrong B is named");
+  expect(said(0, {2, 0, 5}).find("no dimension may be 0") != std::string::npos, "length 0 is refused");
+  expect(said(2, {5, 65}).find("at most 64") != std::string::npos, "65 states are refused");
+  expect(said(2, {5}).find("A has shape (5)") == 0, "an A without states is refused");
+}
+
+}  // namespace
+
+int main() {
+  int sets = 0;
+  for (const char* isa : {"avx512", "avx2", "baseline"}) {
+    if (edgesep_use(isa)) {
+      std::printf("this processor or build has no %s\n", isa);
+      continue;
+    }
+    ++sets;
+    for (int64_t length : {1, 2, 37, 4096})
+      for (const auto& [channels, state] : {std::pair<int64_t, int64_t>{1, 16}, {16, 16}, {37, 1}, {23, 5}, {50, 64}}) {
+        scan_equals_the_reference({2, length, channels, state, true, false, true, true, true, false, -2, 1});
+        scan_equals_the_reference({1, length, channels, state, true, true, true, true, true, true, -2, 1});
+      }
+    for (int options = 0; options < 32; ++options)
+      scan_equals_the_reference({1, 19, 21, 16, (options & 1) != 0, (options & 2) != 0, (options & 4) != 0,
+                                 (options & 8) != 0, (options & 16) != 0, (options & 5) == 5, -1, 1});
+    for (float shift : {-30.0f, -12.0f, 12.0f})
+      scan_equals_the_reference({2, 37, 23, 16, true, false, true, true, true, false, shift, 1});
+    denormals_stay_small_and_finite();
+    nan_stays_in_its_row(&Data::u, "u");
+    nan_stays_in_its_row(&Data::delta, "delta");
+    nan_stays_in_its_row(&Data::z, "z");
+    for (const auto& [channels, taps] : {std::pair<int64_t, int64_t>{16, 4}, {37, 4}, {5, 1}, {20, 8}})
+      conv_equals_the_reference(2, 33, channels, taps);
+  }
+  misfits_are_named();
+  std::printf("%d failed on %d instruction sets\n", failures, sets);
+  return failures || !sets;
+}
