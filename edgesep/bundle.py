@@ -26,7 +26,7 @@ from edgesep import blocks, measure, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, UnsupportedError, VerificationError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -41,6 +41,7 @@ class Artifact:
         files: their names, the one to load first.
         note: why it was not run on the build host, or empty.
         front_end: the same build of the front-end.
+        scan: native or portable, for separators that have one.
     """
 
     runtime: str
@@ -50,10 +51,15 @@ class Artifact:
     files: tuple[str, ...]
     note: str = ""
     front_end: Artifact | None = None
+    scan: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.runtime} {self.precision}"
+        return f"{self.runtime} {self.precision}" + (", native scan" if self.scan == "native" else "")
+
+    def label(self) -> dict[str, Any]:
+        """What tells it from the others, at the head of its rows."""
+        return {"runtime": self.runtime, "precision": self.precision} | ({"scan": self.scan} if self.scan else {})
 
     def runner(self, threads: int | None = None) -> Any:
         """A runner of this artifact (see ``runtimes.base.Runner``)."""
@@ -76,6 +82,7 @@ class Artifact:
             "folder": self.folder.relative_to(root).as_posix(),
             "files": list(self.files),
             "note": self.note,
+            "scan": self.scan,
         }
         return entry if self.front_end is None else entry | {"front_end": self.front_end.to_json(root)}
 
@@ -90,6 +97,7 @@ class Artifact:
             tuple(entry["files"]),
             entry["note"],
             None if front is None else cls.from_json(front, root),
+            entry["scan"],
         )
 
 
@@ -257,7 +265,7 @@ class Bundle:
         rows = []
         for artifact in self.artifacts:
             tick(artifact.name)
-            row: dict[str, Any] = {"runtime": artifact.runtime, "precision": artifact.precision}
+            row: dict[str, Any] = artifact.label()
             try:
                 if artifact.note:
                     raise UnsupportedError(artifact.note)
@@ -289,12 +297,7 @@ def bench_row(
     artifact: Artifact, separator: dict[str, Any], seconds: float, threads: int | None = None
 ) -> dict[str, Any]:
     """Latency, memory, load time and size of one artifact, with the environment they were measured in."""
-    row: dict[str, Any] = {
-        "runtime": artifact.runtime,
-        "precision": artifact.precision,
-        "threads": threads or artifact.threads,
-        "size_mb": round(artifact.size_mb(), 4),
-    }
+    row = artifact.label() | {"threads": threads or artifact.threads, "size_mb": round(artifact.size_mb(), 4)}
     if artifact.note:
         return row | {"status": "not run", "note": artifact.note}
     job = {

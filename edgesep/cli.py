@@ -61,7 +61,7 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     table = Table()
     shown = report.headings(rows)
     for _, head in shown:
-        table.add_column(head, justify="left" if head in ("runtime", "precision", "status") else "right")
+        table.add_column(head, justify="left" if head in ("runtime", "precision", "scan", "status") else "right")
     for row in rows:
         text = report.cells(row)
         table.add_row(*(text[i] for i, _ in shown))
@@ -157,6 +157,7 @@ def export(
     config: Config = None,
     front_end: FrontEnd = None,
     variant: Variant = None,
+    native: Annotated[bool, typer.Option("--native", help="SPMamba: compiled kernels for the selective scan")] = False,
 ) -> None:
     """Export a checkpoint in float32 for one runtime, checked against the original where it can run here.
 
@@ -167,7 +168,7 @@ def export(
 
     separator = load_separator(checkpoint, config, front_end=front_end, variant=variant)
     with progress() as tick:
-        files, said = export_checked(separator, runtime, out, tick)
+        files, said = export_checked(separator, runtime, out, tick, native=native)
     if separator.note:
         print(separator.note)
     for text in said:

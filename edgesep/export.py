@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgesep import graph, verify
+import onnx
+
+from edgesep import graph, kernels, verify
 from edgesep.line import ENGINE_LENGTHS_S, ODD_LENGTHS_S, claim
+from edgesep.ops import onnx_forms
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime
 from edgesep.separators import Separator
@@ -15,10 +18,15 @@ from edgesep.spec import InputError, UnsupportedError, VerificationError
 from edgesep.store import replace_folder
 
 
-def export_checked(separator: Separator, name: str, out: Path, tick: Tick = silent) -> tuple[list[Path], list[str]]:
+def export_checked(
+    separator: Separator, name: str, out: Path, tick: Tick = silent, *, native: bool = False
+) -> tuple[list[Path], list[str]]:
     """Export a separator in float32 for one runtime and check it against the original where it can run here.
 
     A front-end is exported too, as a graph of its own in ``out/front-end``.
+
+    Args:
+        native: leave the selective scan to the native kernels, whose library is put beside the graph.
 
     Returns:
         The files written, and a sentence for each graph with its output SNR in dB.
@@ -38,7 +46,7 @@ def export_checked(separator: Separator, name: str, out: Path, tick: Tick = sile
             if graph_of is None:
                 continue
             folder.mkdir(exist_ok=True)
-            files, sentence = _export(graph_of, module, name, folder, tick)
+            files, sentence = _export(graph_of, module, name, folder, tick, native)
             written += [folder.relative_to(partial) / f for f in files]
             said.append(sentence)
         replace_folder(partial, out)
@@ -48,12 +56,23 @@ def export_checked(separator: Separator, name: str, out: Path, tick: Tick = sile
     return [out / f for f in written], said
 
 
-def _export(separator: Separator, module: Any, name: str, folder: Path, tick: Tick) -> tuple[list[str], str]:
+def _export(
+    separator: Separator, module: Any, name: str, folder: Path, tick: Tick, native: bool
+) -> tuple[list[str], str]:
     """One graph: its files in ``folder``, and what the check found."""
     tick(0, 0, f"exporting {separator.name} to ONNX")
-    graph.export_onnx(separator, separator.module, folder / "model.onnx")
+    model = folder / "model.onnx"
+    graph.export_onnx(separator, separator.module, model)
+    library = None
+    if native and onnx_forms.is_native(onnx.load(model)):
+        tick(0, 0, f"compiling the native kernels for {name}")
+        library = folder / kernels.file_name(name)
+        shutil.copyfile(kernels.library(name), library)
+    else:
+        onnx_forms.write_form(model, model, native=False, chunked=getattr(module, "CHUNKED_SCAN", False))
     tick(0, 0, f"building {separator.name} for {name}")
-    files = module.build(folder / "model.onnx", folder, "fp32", separator.profile(ENGINE_LENGTHS_S))
+    files = module.build(model, folder, "fp32", separator.profile(ENGINE_LENGTHS_S), library)
+    files += [library.name] if library else []
     runner = module.Runner(folder, files, "fp32")
     said = f"{separator.name} for {module.version() if name == 'tensorrt' else f'{name} {module.version()}'}: "
     try:

@@ -6,18 +6,21 @@ Shapes: exports keep batch and samples dynamic.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnxscript.values import Opset
 from torch import nn
 
+from edgesep.onnx_edit import clean
+from edgesep.ops import onnx_forms
 from edgesep.separators.base import Separator, unrolled
 from edgesep.spec import BuildError
 
@@ -54,6 +57,8 @@ def example(separator: Separator) -> tuple[torch.Tensor, ...]:
 def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
     """Export ``module`` (the separator's own, or a quantized capture of it) with the separator's names.
 
+    The project's own operators stay nodes of their own; ``onnx_forms.portable`` writes them out.
+
     Raises:
         BuildError: the exporter failed or made an invalid graph.
     """
@@ -68,6 +73,7 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
                 dynamic_shapes=dynamic_shapes(separator),
                 opset_version=OPSET,
                 external_data=False,
+                custom_translation_table=_translations(),
                 verbose=False,
             )
         assert program is not None  # dynamo=True always returns one
@@ -80,6 +86,17 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
     onnx.save(model, path)
 
 
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What the exporter makes of the project's torch operators (those whose files were imported)."""
+    onnx_forms.register()
+    opset, own = Opset(onnx_forms.DOMAIN, 1), torch.ops.edgesep
+    return {
+        getattr(own, name).default: functools.partial(translate, opset)
+        for name, translate in onnx_forms.translations().items()
+        if hasattr(own, name)
+    }
+
+
 def describe(model: onnx.ModelProto, separator: Separator) -> None:
     """Write into the file what a device needs to feed it."""
     facts = {
@@ -90,75 +107,6 @@ def describe(model: onnx.ModelProto, separator: Separator) -> None:
         "outputs": [s.to_json() for s in separator.outputs],
     }
     onnx.helper.set_model_props(model, {"edgesep": json.dumps(facts)})
-
-
-def clean(model: onnx.ModelProto) -> None:
-    """Quantized weights as integers, each constant once, no traces of the exporter."""
-    fold_quantized_weights(model)
-    share_initializers(model)
-    for node in nodes(model.graph):
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.graph.value_info[:]  # stale where lengths are dynamic
-    for value in (*model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-    for constant in model.graph.initializer:
-        del constant.metadata_props[:]
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
-
-
-def fold_quantized_weights(model: onnx.ModelProto) -> None:
-    """Replace QuantizeLinear of a constant by the integer constant: a quarter of the size, the same numbers."""
-    graph = model.graph
-    constants = {c.name: c for c in graph.initializer}
-    kept = []
-    for node in graph.node:
-        if node.op_type != "QuantizeLinear" or any(name not in constants for name in node.input):
-            kept.append(node)
-            continue
-        value, scale, *zero = (numpy_helper.to_array(constants[name]) for name in node.input)
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        zero_point = zero[0] if zero else np.zeros(scale.shape, np.uint8)
-        along = [1] * value.ndim
-        if scale.ndim:
-            along[axis] = scale.size
-        limits = np.iinfo(zero_point.dtype)
-        steps = np.rint(value / scale.reshape(along)) + zero_point.reshape(along).astype(np.float32)
-        integer = steps.clip(limits.min, limits.max).astype(zero_point.dtype)
-        graph.initializer.append(numpy_helper.from_array(integer, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unused_initializers(graph)
-
-
-def share_initializers(model: onnx.ModelProto) -> None:
-    """Keep one of equal constants (iterated blocks share their weights)."""
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    rename = {}
-    for constant in model.graph.initializer:
-        key = (constant.data_type, tuple(constant.dims), numpy_helper.to_array(constant).tobytes())
-        rename[constant.name] = first.setdefault(key, constant.name)
-    for node in nodes(model.graph):
-        for i, name in enumerate(node.input):
-            node.input[i] = rename.get(name, name)
-    drop_unused_initializers(model.graph)
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
-
-
-def drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in nodes(graph) for name in node.input} | {o.name for o in graph.output}
-    kept = [c for c in graph.initializer if c.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 @contextlib.contextmanager

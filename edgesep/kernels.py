@@ -1,7 +1,8 @@
 """The native kernels of ``export/kernels``: built for this machine when first needed, found again afterwards.
 
-Sources travel with the package (``edgesep/native``). A build is cached by its sources and the compiler's version; the
-library holds every instruction set and chooses when it is loaded.
+Sources travel with the package (``edgesep/native``); each folder with an ``adapter.*`` is a library for one runtime,
+``core`` the kernels alone. A build is cached by its sources, target, runtime version and compiler; the library holds
+every instruction set and chooses when it is loaded. A library's name in a bundle says what it was built for.
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgesep.spec import BuildError, UnsupportedError
+from edgesep.spec import BuildError, InputError, UnsupportedError
 from edgesep.store import default_root
 
 SOURCES = Path(__file__).parent / "native"
+TARGETS = {"x86_64": "g++", "aarch64": "g++-aarch64-linux-gnu"}  # machine → Debian's package of its compiler
 log = logging.getLogger(__name__)
+
+
+def adapters() -> list[str]:
+    """The runtimes that have an adapter."""
+    return sorted(f.parent.name for f in SOURCES.glob("*/adapter.*"))
 
 
 def sources_digest() -> str:
@@ -35,12 +45,21 @@ def sources_digest() -> str:
     return total.hexdigest()
 
 
-def compiler() -> str:
-    """The C++ compiler's path.
+def compiler(target: str | None = None) -> str:
+    """Path of the C++ compiler for this machine or for ``target``.
 
     Raises:
-        UnsupportedError: none found.
+        InputError: a target that is not known.
+        UnsupportedError: none found; the message names the package.
     """
+    if target not in (None, *TARGETS):
+        raise InputError(f"target {target!r} is not known, known are {', '.join(TARGETS)}")
+    if target not in (None, platform.machine()):
+        if path := shutil.which(f"{target}-linux-gnu-g++"):
+            return path
+        raise UnsupportedError(
+            f"no C++ compiler for {target} found; install one (Debian: apt install {TARGETS[target]})"
+        )
     named = os.environ.get("CXX")
     for name in [named] if named else ["c++", "g++", "clang++"]:
         if path := shutil.which(name):
@@ -58,30 +77,78 @@ def tool(name: str) -> str:
     raise UnsupportedError(f"{name} is not installed; pip install 'edgesep[kernels]'")
 
 
-def build(*options: str) -> Path:
+def file_name(kind: str, target: str | None = None) -> str:
+    """Name of a library in a bundle: it says for which machine, and where that matters for which release."""
+    release = f"-{_openvino_version()}" if kind == "openvino" else ""
+    return f"libedgesep_{kind}{release}-{target or platform.machine()}.so"
+
+
+def _openvino_version() -> str:
+    """The adapter links the library of exactly this release."""
+    try:
+        return metadata.version("openvino")
+    except metadata.PackageNotFoundError as e:
+        raise UnsupportedError("openvino is not installed here; pip install openvino") from e
+
+
+def _options(kind: str, target: str | None) -> list[str]:
+    """For CMake."""
+    made = []
+    if target not in (None, platform.machine()):
+        made += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={target}"]
+    if kind == "openvino":
+        if made:
+            raise UnsupportedError(
+                f"OpenVINO's adapter links OpenVINO's own library for {target}; build it on the device: edgesep"
+                " kernels build --runtime openvino"
+            )
+        found = importlib.util.find_spec("openvino")
+        assert found is not None  # its version was read before
+        assert found.origin is not None
+        made.append(f"-DOpenVINO_DIR={Path(found.origin).parent / 'cmake'}")
+    return made
+
+
+def _prefix(kind: str, target: str | None) -> str:
+    """Beginning of the cached folder's name; the compiler makes its end."""
+    return f"kernels-{kind}-{hashlib.sha256((sources_digest() + file_name(kind, target)).encode()).hexdigest()[:12]}"
+
+
+def find(kind: str, target: str | None = None) -> Path | None:
+    """The library of that kind as it was built before, by whichever compiler, or None."""
+    built = default_root().glob(f"{_prefix(kind, target)}-*/libedgesep_{kind}.so")
+    return max(built, key=lambda f: f.stat().st_mtime, default=None)
+
+
+def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     """Configure and compile, or find what was compiled before; returns the build's folder.
 
     Args:
+        kind: ``core``, ``tests`` or one of ``adapters()``.
         options: for CMake, as ``-DEDGESEP_SANITIZE=ON``.
+        target: another machine's, as ``aarch64``.
 
     Raises:
-        UnsupportedError: compiler, cmake or ninja missing.
+        InputError: a kind or target that is not known.
+        UnsupportedError: compiler, cmake, ninja or the runtime missing.
         BuildError: it did not compile; the compiler's last lines are in the message.
     """
-    cxx = compiler()
+    if kind not in ("core", "tests", *adapters()):
+        raise InputError(f"there are no kernels for {kind!r}, there are for {', '.join(adapters())}")
+    cxx = compiler(target)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    key = hashlib.sha256("\0".join([sources_digest(), version, *options]).encode()).hexdigest()[:20]
-    folder = default_root() / f"kernels-{key}"
+    key = hashlib.sha256("\0".join([version, *options]).encode()).hexdigest()[:12]
+    folder = default_root() / f"{_prefix(kind, target)}-{key}"
     if folder.is_dir():
         return folder
     cmake, ninja = tool("cmake"), tool("ninja")
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     scratch.mkdir(parents=True)
-    log.info("compiling the native kernels with %s", version)
+    log.info("compiling the native kernels (%s) with %s", kind, version)
     try:
-        made = ["-S", str(SOURCES), "-B", str(scratch)]
+        made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options, "-S", str(SOURCES), "-B", str(scratch)]
         for command in (
-            [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={cxx}", *options, *made],
+            [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={cxx}", *made],
             [cmake, "--build", str(scratch)],
         ):
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -98,6 +165,33 @@ def build(*options: str) -> Path:
     return folder
 
 
+def library(kind: str, target: str | None = None) -> Path:
+    """The library of that kind, built if need be (see ``build``)."""
+    return build(kind, target=target) / f"libedgesep_{kind}.so"
+
+
+def library_among(kind: str, folder: Path, files: list[str]) -> Path | None:
+    """The library that an artifact needs: its own if it was built for this machine, else one built here before.
+
+    Returns None for an artifact without native kernels.
+
+    Raises:
+        UnsupportedError: there is none for this machine; the message gives the command that builds it.
+    """
+    carried = [name for name in files if name.endswith(".so")]
+    if not carried:
+        return None
+    wanted = file_name(kind)
+    if wanted in carried:
+        return folder / wanted
+    if built := find(kind):
+        return built
+    raise UnsupportedError(
+        f"the native kernels of this artifact are {', '.join(carried)}, this machine needs {wanted}; build it with:"
+        f" edgesep kernels build --runtime {kind}"
+    )
+
+
 @functools.cache
 def core() -> ctypes.CDLL:
     """The core library, loaded.
@@ -105,11 +199,11 @@ def core() -> ctypes.CDLL:
     Raises:
         UnsupportedError, BuildError: as ``build``.
     """
-    library = ctypes.CDLL(str(build() / "libedgesep_core.so"))
-    library.edgesep_instruction_set.restype = ctypes.c_char_p
+    loaded = ctypes.CDLL(str(library("core")))
+    loaded.edgesep_instruction_set.restype = ctypes.c_char_p
     for name in ("edgesep_scan_rows", "edgesep_conv_rows", "edgesep_scan_backward_workspace"):
-        getattr(library, name).restype = ctypes.c_int64
-    return library
+        getattr(loaded, name).restype = ctypes.c_int64
+    return loaded
 
 
 @functools.cache
@@ -132,3 +226,22 @@ def split(call: Callable[..., Any], argument: ctypes.Structure, rows: int, threa
     with ThreadPoolExecutor(parts) as pool:
         for done in [pool.submit(call, ctypes.byref(argument), a, b) for a, b in itertools.pairwise(edges)]:
             done.result()
+
+
+def run_tests(target: str | None = None, sanitize: bool = True) -> tuple[bool, list[str]]:
+    """Build the C++ tests and run them, for another machine under qemu; (whether all passed, what they printed).
+
+    Raises:
+        UnsupportedError: qemu is missing.
+    """
+    foreign = target not in (None, platform.machine())
+    # An emulated sanitizer needs its own libraries and finds nothing that the native one does not.
+    options = ["-DEDGESEP_SANITIZE=ON"] if sanitize and not foreign else []
+    program = [str(build("tests", *options, target=target) / "edgesep_test")]
+    if foreign:
+        emulator = shutil.which(f"qemu-{target}")
+        if emulator is None:
+            raise UnsupportedError(f"qemu-{target} is not installed; install it (Debian: apt install qemu-user)")
+        program = [emulator, "-L", f"/usr/{target}-linux-gnu", *program]
+    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    return ran.returncode == 0, [*ran.stdout.splitlines(), *ran.stderr.splitlines()]

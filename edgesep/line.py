@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
-from edgesep import bundle, graph, measure, passes, verify, video
+from edgesep import bundle, graph, kernels, measure, passes, verify, video
 from edgesep.calibration import MixtureSet
+from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
@@ -110,7 +112,9 @@ class Line:
             f"reference: float original on {len(self.test)} test mixtures ({self.test.path})",
         ]
         lines += [f"pass {_name(p)}: {_settings(p)}" for p in self.passes]
-        lines += [f"build {t.runtime} {t.precision}, verify, measure" for t in self.recipe.targets]
+        for t in self.recipe.targets:
+            scan = ", native scan" if t.scan == "native" else ""
+            lines.append(f"build {t.runtime} {t.precision}{scan}, verify, measure")
         criteria = {k: v for k, v in asdict(self.recipe.limits()).items() if v is not None}
         lines.append("criteria: " + ", ".join(f"{k} = {v}" for k, v in criteria.items()))
         return lines
@@ -250,21 +254,41 @@ class Line:
         if target.runtime == "eager":
             raise InputError("eager is the reference and always measured; name another runtime as target")
 
+        native, scans = target.scan == "native", onnx_forms.is_native(onnx.load(model))
+        if native and not scans and separator is not self.original.front_end:
+            raise InputError(f'{separator.name} has no selective scan; leave out scan = "native"')
+        library = None
+        if native and scans:
+            self.tick(0, 0, f"compiling the native kernels for {target.runtime}")
+            library = kernels.library(target.runtime)
+
         def make(folder: Path) -> None:
             self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
-            files = module.build(model, folder, target.precision, separator.profile(ENGINE_LENGTHS_S))
+            form = folder / "model.onnx"
+            onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
+            files = module.build(form, folder, target.precision, separator.profile(ENGINE_LENGTHS_S), library)
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
+        built_key |= {"scan": target.scan, "library": library and file_digest(library)}
         built = self.store.step("build", built_key, make)
         files = json.loads((built / "files.json").read_text())
-        folder = out / f"{target.runtime}-{target.precision}"
+        folder = out / "-".join([target.runtime, target.precision, *(["native"] if library else [])])
         folder.mkdir(parents=True)
-        for name in files:
+        # OpenVINO's IR is not backward-compatible; the ONNX file outlives it.
+        for name in [*files, *(["model.onnx"] if target.runtime == "openvino" else [])]:
             shutil.copyfile(built / name, folder / name)
-        if target.runtime == "openvino":  # IR is not backward-compatible; the ONNX file outlives it
-            shutil.copyfile(model, folder / "model.onnx")
-        artifact = bundle.Artifact(target.runtime, target.precision, target.threads or None, folder, tuple(files))
+        if library:
+            files.append(kernels.file_name(target.runtime))
+            shutil.copyfile(library, folder / files[-1])
+        artifact = bundle.Artifact(
+            target.runtime,
+            target.precision,
+            target.threads or None,
+            folder,
+            tuple(files),
+            scan=target.scan if scans else None,
+        )
         try:
             with artifact.runner():
                 pass

@@ -10,6 +10,7 @@ from typing import Any
 COLUMNS = (
     ("runtime", "runtime", "{}"),
     ("precision", "precision", "{}"),
+    ("scan", "scan", "{}"),
     ("SI-SNRi dB", "si_snri_db", "{:.2f}"),
     ("drop dB", "drop_db", "{:.3f}"),
     ("worst 5 % dB", "drop_worst5_db", "{:.3f}"),

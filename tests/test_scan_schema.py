@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from edgesep.ops import selective_scan, selective_scan_onnx
+from edgesep.ops import onnx_forms, selective_scan, selective_scan_onnx
 
-selective_scan_onnx.register()
+onnx_forms.register()
 
 SIZES = {"batch": 2, "length": 7, "channels": 5, "state": 3}
 

@@ -89,7 +89,8 @@ def test_nan_stays_in_its_row(name):
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("channels", [3, 20])
-def test_gradients_are_those_of_the_recurrence(monkeypatch, native, channels):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_are_those_of_the_recurrence(monkeypatch, native, channels, reverse):
     if not native:
         monkeypatch.setattr(kernels, "core_if_possible", lambda: None)
     inputs = {k: v.requires_grad_() for k, v in tensors(case(2, 9, channels, 4)).items()}
@@ -97,13 +98,15 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch, native, channels):
     def plain(u, delta, A, B, C, D, z, delta_bias):
         dt = torch.nn.functional.softplus(delta + delta_bias)
         h, rows = 0, []
-        for t in range(u.shape[1]):
+        for t in reversed(range(u.shape[1])) if reverse else range(u.shape[1]):
             h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
             rows.append((h * C[:, t, None]).sum(-1))
-        return (torch.stack(rows, 1) + D * u) * torch.nn.functional.silu(z)
+        rows = torch.stack(rows[::-1] if reverse else rows, 1)
+        return (rows + D * u) * torch.nn.functional.silu(z)
 
     exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
-    ours = torch.autograd.grad(in_torch.selective_scan(**inputs).square().sum(), list(inputs.values()))
+    y, _ = in_torch.scan_op(**inputs, delta_softplus=True, reverse=reverse)
+    ours = torch.autograd.grad(y.square().sum(), list(inputs.values()))
     theirs = torch.autograd.grad(plain(**exact).square().sum(), list(exact.values()))
     for a, b in zip(ours, theirs, strict=True):
         assert output_snr_db(a.numpy(), b.numpy()) >= 100
@@ -112,7 +115,7 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch, native, channels):
 def test_without_a_compiler_the_loop_gives_the_same(monkeypatch):
     inputs = case()
     monkeypatch.setattr(kernels, "core_if_possible", lambda: None)
-    y = in_torch.selective_scan(**tensors(inputs))
+    y, _ = in_torch.scan_op(**tensors(inputs), delta_softplus=True)
     assert output_snr_db(y.numpy(), op.reference(**inputs, delta_softplus=True)[0]) >= 110
 
 

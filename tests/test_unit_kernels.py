@@ -11,16 +11,17 @@ from edgesep.verify import output_snr_db
 
 
 @pytest.mark.parametrize(("channels", "taps", "length"), [(16, 4, 40), (37, 4, 1), (5, 1, 9), (20, 8, 5)])
-def test_causal_convolution_equals_the_reference(channels, taps, length):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_causal_convolution_equals_the_reference(channels, taps, length, reverse):
     r = np.random.default_rng(0)
     shapes = {"x": (2, length, channels), "weight": (channels, taps), "bias": (channels,)}
     inputs = {k: r.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
     tensors = [torch.from_numpy(v).requires_grad_() for v in inputs.values()]
-    y = causal_conv_torch.causal_conv_silu(*tensors)
-    assert output_snr_db(y.detach().numpy(), causal_conv.reference(**inputs)) >= 110
+    y = causal_conv_torch.conv_op(*tensors, reverse)
+    assert output_snr_db(y.detach().numpy(), causal_conv.reference(**inputs, reverse=reverse)) >= 110
     exact = [v.detach().double().requires_grad_() for v in tensors]
     ours = torch.autograd.grad(y.square().sum(), tensors)
-    theirs = torch.autograd.grad(causal_conv_torch.plain(*exact).square().sum(), exact)
+    theirs = torch.autograd.grad(causal_conv_torch.plain(*exact, reverse).square().sum(), exact)
     for a, b in zip(ours, theirs, strict=True):
         assert output_snr_db(a.numpy(), b.numpy()) >= 100
 

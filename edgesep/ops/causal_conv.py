@@ -2,7 +2,7 @@
 
 Shapes: ``x, y (b, L, D)``, ``weight (D, taps)``, ``bias (D)``.
 
-    y_t = silu(bias + sum_k weight_k ∘ x_{t - taps + 1 + k})      zeros before the start
+    y_t = silu(bias + sum_k weight_k ∘ x_{t - taps + 1 + k})      zeros before the start; from the end if ``reverse``
 
 ``reference`` is the meaning (numpy, float64); ``causal_conv_torch`` holds the torch form.
 """
@@ -15,13 +15,15 @@ DOMAIN, NAME, VERSION = "edgesep", "CausalConv1dSilu", 1
 MAX_TAPS = 8  # of the native kernels
 
 
-def reference(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def reference(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, reverse: bool = False) -> np.ndarray:
     """The convolution in float64.
 
     Raises:
         ValueError: shapes that do not belong together; the message names the tensor.
     """
     check(x=x.shape, weight=weight.shape, bias=bias.shape)
+    if reverse:
+        return reference(x[:, ::-1], weight, bias)[:, ::-1]
     taps, length = weight.shape[1], x.shape[1]
     padded = np.pad(x.astype(np.float64), ((0, 0), (taps - 1, 0), (0, 0)))
     y = bias + sum(padded[:, k : k + length] * weight[:, k] for k in range(taps))

@@ -1,6 +1,6 @@
 """``edgesep::SelectiveScan`` for ONNX: its schema with shape inference, and an implementation for ONNX's evaluator.
 
-    selective_scan_onnx.register()                                # onnx.checker and shape inference know it from now on
+    onnx_forms.register()                                         # onnx.checker and shape inference know it from now on
     ReferenceEvaluator(model, new_ops=[selective_scan_onnx.SelectiveScan])     # runs it in numpy, float64
 
 Shapes: as in ``selective_scan``. The inputs stand in this order; those left out have an empty name.
@@ -31,6 +31,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 OUTPUTS: dict[str, tuple[str, ...]] = {"y": INPUTS["u"], "last_state": INPUTS["initial_state"]}
 REQUIRED = 5
+TORCH = "selective_scan"  # the operator's name in torch.ops.edgesep
 
 
 def schema() -> onnx.defs.OpSchema:
@@ -99,12 +100,6 @@ def infer(context: Any) -> None:
         context.set_output_type(i, made)
 
 
-def register() -> None:
-    """Make the operator known to this process's onnx; again does nothing."""
-    if not onnx.defs.has(contract.NAME, contract.DOMAIN):
-        onnx.defs.register_schema(schema())
-
-
 class SelectiveScan(OpRun):
     """The operator in ``onnx.reference.ReferenceEvaluator``."""
 
@@ -116,3 +111,24 @@ class SelectiveScan(OpRun):
         given: dict[str, Any] = dict(zip(INPUTS, inputs, strict=False))
         y, last = contract.reference(**given, delta_softplus=bool(delta_softplus), reverse=bool(reverse))
         return (y.astype(np.float32), last.astype(np.float32))[: len(self.onnx_node.output)]
+
+
+def translate(
+    opset: Any,
+    u: Any,
+    delta: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any = None,
+    z: Any = None,
+    delta_bias: Any = None,
+    initial_state: Any = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+) -> Any:
+    """The node that stands for the torch operator in an export."""
+    inputs = [u, delta, A, B, C, D, z, delta_bias, initial_state]
+    while inputs[-1] is None:  # trailing inputs are left out, those between have no name
+        inputs.pop()
+    return opset.SelectiveScan(*inputs, delta_softplus=int(delta_softplus), reverse=int(reverse), _outputs=2)

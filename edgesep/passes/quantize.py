@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import graph
+from edgesep import graph, onnx_edit
+from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator
 from edgesep.spec import BuildError, InputError
@@ -100,7 +101,9 @@ class Quantize:
                 return next(feeds, None)
 
         kept = (*separator.keep_float, *self.keep_float)
-        float_graph = onnx.load(model)
+        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
+        exported = onnx.load(model)
+        float_graph = onnx_forms.callable_anywhere(exported)
         with graph.quiet():
             quantize_static(
                 float_graph,
@@ -121,7 +124,8 @@ class Quantize:
                 },
             )
         quantized = onnx.load(out)
-        graph.clean(quantized)
+        onnx_forms.original_names(quantized, exported)
+        onnx_edit.clean(quantized)
         graph.describe(quantized, separator)
         onnx.save(quantized, out)
 
@@ -137,7 +141,7 @@ def _belongs_to(node: onnx.NodeProto, model: onnx.ModelProto, separator: Separat
     return any(onnx.numpy_helper.to_array(constants[i]).tobytes() in weights for i in node.input if i in constants)
 
 
-MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Scan"}
+MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "SelectiveScan", "CausalConv1dSilu"}
 
 
 def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
@@ -147,8 +151,9 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
     """
     import onnxruntime
 
-    model = onnx.load(path)
-    nodes = [n for n in model.graph.node if n.op_type in MULTIPLIERS]
+    exported = onnx.load(path)
+    nodes = [n for n in exported.graph.node if n.op_type in MULTIPLIERS]
+    model = onnx_forms.callable_anywhere(exported)
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
     wanted = {name for n in nodes for name in (*n.input[:3], *n.output[:1]) if name}
     for name in wanted:
@@ -175,8 +180,10 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
     first, second = (shapes[name] for name in node.input[:2])
     if node.op_type == "LSTM":  # every row of every step: both weight matrices
         return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
-    if node.op_type == "Scan":  # the selective scan: two for each element of the state and step
-        return int(2 * np.prod(first) * second[0])
+    if node.op_type == "SelectiveScan":  # two for each element of the state and step
+        return int(2 * np.prod(first) * shapes[node.input[2]][1])
+    if node.op_type == "CausalConv1dSilu":
+        return int(np.prod(first) * second[1])
     if node.op_type == "Conv":  # every output sample: input channels per group x kernel
         return int(np.prod(shapes[node.output[0]]) * np.prod(second[1:]))
     if node.op_type == "ConvTranspose":  # every input sample: output channels per group x kernel

@@ -1,8 +1,8 @@
 """The runtimes. The folder is the registry: one file per runtime, imported by name and only when asked for.
 
-A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(model, folder, precision, samples)`` →
-file names, and ``Runner(folder, files, precision, threads)``. It imports its own package and never torch
-(``eager`` excepted).
+A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(model, folder, precision, shapes,
+library)`` → file names, and ``Runner(folder, files, precision, threads)``; optionally ``CHUNKED_SCAN``, which portable
+form of the selective scan suits it. It imports its own package and never torch (``eager`` excepted).
 """
 
 from __future__ import annotations

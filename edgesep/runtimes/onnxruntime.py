@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 import onnxruntime
 
+from edgesep import kernels
 from edgesep.runtimes.base import Shapes
 from edgesep.spec import UnsupportedError, VerificationError
 
@@ -22,7 +23,7 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:  # noqa: ARG001
+def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:  # noqa: ARG001
     """The artifact is the ONNX file itself: ONNX Runtime compiles it at load for the CPU it meets."""
     name = f"{precision}.onnx"
     shutil.copyfile(model, folder / name)
@@ -41,6 +42,7 @@ class Runner:
         if precision not in PRECISIONS:
             raise UnsupportedError(f"onnxruntime runs {' and '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.threads, self.spin = folder / files[0], threads, spin
+        self.files = files
 
     def __enter__(self) -> Self:
         options = onnxruntime.SessionOptions()
@@ -48,7 +50,10 @@ class Runner:
         if self.threads:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spin else "0")
+        library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
+            if library is not None:
+                options.register_custom_ops_library(str(library))
             self._session = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # the pybind layer has no common base class for its errors
             raise VerificationError(f"ONNX Runtime {version()} does not load {self.model}: {e}") from e

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import openvino
 
+from edgesep import kernels
 from edgesep.runtimes.base import Shapes
 from edgesep.spec import UnsupportedError, VerificationError
 
@@ -22,12 +23,20 @@ def version() -> str:
     return str(openvino.__version__).split("-")[0]
 
 
-def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:  # noqa: ARG001
+def _core(library: Path | None) -> openvino.Core:
+    """A core that knows the project's operators, if there is a library."""
+    core = openvino.Core()
+    if library is not None:
+        core.add_extension(str(library))
+    return core
+
+
+def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:  # noqa: ARG001
     """Convert to IR; weights stay float32, because compressed ones are not the weights that were verified."""
     if precision not in PRECISIONS:
         raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
     name = f"{precision}.xml"
-    openvino.save_model(openvino.Core().read_model(model), folder / name, compress_to_fp16=False)
+    openvino.save_model(_core(library).read_model(model), folder / name, compress_to_fp16=False)
     return [name, f"{precision}.bin"]
 
 
@@ -42,6 +51,7 @@ class Runner:
         if precision not in PRECISIONS:
             raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.precision, self.threads = folder / files[0], precision, threads
+        self.files = files
 
     def __enter__(self) -> Self:
         options: dict[str, Any] = {
@@ -50,8 +60,9 @@ class Runner:
         }
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
+        library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
-            compiled = openvino.Core().compile_model(self.model, "CPU", options)
+            compiled = _core(library).compile_model(self.model, "CPU", options)
         except RuntimeError as e:
             raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
         self._request = compiled.create_infer_request()

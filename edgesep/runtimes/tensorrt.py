@@ -26,13 +26,14 @@ except ImportError:
     PACKAGE = "tensorrt-rtx"
 
 PRECISIONS = ("fp32",)
+CHUNKED_SCAN = True  # a GPU does sixteen steps in one iteration faster than one
 
 
 def version() -> str:
     return f"{PACKAGE} {trt.__version__}"
 
 
-def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str]:
+def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:
     """Build an engine for the range of input shapes.
 
     Raises:
@@ -40,6 +41,8 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes) -> list[str
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(f"tensorrt builds {', '.join(PRECISIONS)} here, not {precision!r}")
+    if library is not None and PACKAGE == "tensorrt-rtx":
+        raise UnsupportedError(f'{PACKAGE} takes no plug-ins; leave scan = "portable" for this target')
     log = _Log()
     builder = trt.Builder(log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.ops.causal_conv_torch import causal_conv_silu
-from edgesep.ops.selective_scan_torch import selective_scan
+from edgesep.ops.causal_conv_torch import conv_op
+from edgesep.ops.selective_scan_torch import scan_op
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle
 from edgesep.separators.spectral import ChannelNorm, Stft, projection, windows
 from edgesep.spec import InputError, TensorSpec
@@ -36,10 +36,14 @@ class RmsNorm(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Mamba-1: gate, causal depthwise convolution, selective scan. ``(rows, steps, M)`` → the same."""
+    """Mamba-1: gate, causal depthwise convolution, selective scan. ``(rows, steps, M)`` → the same.
 
-    def __init__(self, model: int):
+    ``reverse`` runs it from the last step to the first, without a copy the other way round.
+    """
+
+    def __init__(self, model: int, reverse: bool):
         super().__init__()
+        self.reverse = reverse
         inner, self.rank = EXPAND * model, math.ceil(model / 16)
         self.in_proj = nn.Linear(model, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, TAPS, groups=inner)
@@ -55,30 +59,22 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        u = causal_conv_silu(u, self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias"))
+        u = conv_op(u, self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias"), self.reverse)
         dt, b, c = self.x_proj(u).split([self.rank, STATE, STATE], -1)
         dt = F.linear(dt, self.dt_proj.weight)
         a = -torch.exp(self.A_log)
-        y = selective_scan(u, dt, a, b, c, D=self.D, z=z, delta_bias=self.dt_proj.bias)
+        y, _ = scan_op(u, dt, a, b, c, self.D, z, self.dt_proj.bias, None, True, self.reverse)
         return self.out_proj(y)
 
 
 class Residual(nn.Module):
-    def __init__(self, model: int):
+    def __init__(self, model: int, reverse: bool):
         super().__init__()
-        self.mixer = Mixer(model)
+        self.mixer = Mixer(model, reverse)
         self.norm = RmsNorm(model)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixer(self.norm(x)) + x
-
-
-def reversed_in_time(x: Tensor) -> Tensor:
-    """``(rows, steps, M)``, last step first."""
-    if not torch.compiler.is_exporting():
-        return x.flip(1)
-    # An exported flip is a Slice of step -1, which TensorRT takes to be empty where its length is computed.
-    return x[:, x.shape[1] - 1 - torch.arange(x.shape[1], device=x.device)]
 
 
 class Bidirectional(nn.Module):
@@ -86,12 +82,11 @@ class Bidirectional(nn.Module):
 
     def __init__(self, model: int):
         super().__init__()
-        self.forward_blocks = nn.ModuleList([Residual(model)])
-        self.backward_blocks = nn.ModuleList([Residual(model)])
+        self.forward_blocks = nn.ModuleList([Residual(model, reverse=False)])
+        self.backward_blocks = nn.ModuleList([Residual(model, reverse=True)])
 
     def forward(self, x: Tensor) -> Tensor:
-        back = reversed_in_time(self.backward_blocks[0](reversed_in_time(x)))
-        return torch.cat([self.forward_blocks[0](x), back], -1)
+        return torch.cat([self.forward_blocks[0](x), self.backward_blocks[0](x)], -1)
 
 
 class Block(nn.Module):

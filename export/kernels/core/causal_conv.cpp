@@ -62,20 +62,21 @@ void conv_backward(const EdgesepConvBackward* s, int64_t first, int64_t end) {
     for (int64_t item = first; item < end; ++item) {
       const float *x = s->x + item * length * channels + channel, *dy = s->dy + item * length * channels + channel;
       float* dx = s->dx + item * length * channels + channel;
-      const auto input = [&](int64_t t) { return t < 0 ? Vec{} : load(x + t * channels, count); };
+      const auto place = [&](int64_t t) { return (s->reverse ? length - 1 - t : t) * channels; };
+      const auto input = [&](int64_t t) { return t < 0 ? Vec{} : load(x + place(t), count); };
       Vec window[kMaxTaps], open[kMaxTaps] = {};  // inputs of step t; gradients not yet complete of those inputs
       for (int64_t k = 0; k < taps; ++k) window[k] = input(length - taps + k);
       for (int64_t t = length - 1; t >= 0; --t) {
         Vec before = bias;
         for (int64_t k = 0; k < taps; ++k) before += w[k] * window[k];
         const Vec gate = sigmoid(before);
-        const Vec g = load(dy + t * channels, count) * gate * (1.0f + before * (1.0f - gate));
+        const Vec g = load(dy + place(t), count) * gate * (1.0f + before * (1.0f - gate));
         dbias += g;
         for (int64_t k = 0; k < taps; ++k) {
           dw[k] += g * window[k];
           open[k] += g * w[k];
         }
-        store(dx + t * channels, open[taps - 1], count);
+        store(dx + place(t), open[taps - 1], count);
         for (int64_t k = taps - 1; k > 0; --k) {
           open[k] = open[k - 1];
           window[k] = window[k - 1];

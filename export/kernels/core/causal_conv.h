@@ -19,11 +19,12 @@ typedef struct {
   int32_t reverse;
 } EdgesepConv;
 
-// Forwards in time. dx is written; dw (channels, taps) and dbias (channels) are added to.
+// dx is written; dw (channels, taps) and dbias (channels) are added to.
 typedef struct {
   const float *x, *w, *bias, *dy;
   float *dx, *dw, *dbias;
   int64_t batch, length, channels, taps;
+  int32_t reverse;
 } EdgesepConvBackward;
 
 int64_t edgesep_conv_rows(const EdgesepConv*);

@@ -95,6 +95,8 @@ void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
   Vec* const history = reinterpret_cast<Vec*>(s->workspace);  // (length, state) of 16 lanes
   Vec* const sums = history + length * state;                 // dB and dC before lanes are added: (length, 2, state)
   for (int64_t item = first; item < end; ++item) {
+    // Where step t of the recurrence lies in the tensors, in rows.
+    const auto place = [&](int64_t t) { return item * length + (s->reverse ? length - 1 - t : t); };
     std::fill(sums, sums + length * 2 * state, Vec{});
     for (int64_t channel = 0; channel < channels; channel += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, channels - channel);
@@ -107,21 +109,21 @@ void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
       const Vec skip = s->D ? load(s->D + channel, count) : Vec{};
       Vec dskip{}, dbias{};
       for (int64_t t = 0; t < length; ++t) {
-        const int64_t at = (item * length + t) * channels + channel;
+        const int64_t at = place(t) * channels + channel;
         Vec dt = load(s->delta + at, count) + bias;
         if (s->delta_softplus) dt = softplus(dt);
         const Vec x = dt * load(s->u + at, count);
-        const float* B = s->B + (item * length + t) * state;
+        const float* B = s->B + place(t) * state;
         for (int64_t n = 0; n < state; ++n) {
           h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
           history[t * state + n] = h[n];
         }
       }
       for (int64_t t = length - 1; t >= 0; --t) {
-        const int64_t at = (item * length + t) * channels + channel;
+        const int64_t at = place(t) * channels + channel;
         const Vec raw = load(s->delta + at, count) + bias, u = load(s->u + at, count);
         const Vec dt = s->delta_softplus ? softplus(raw) : raw, x = dt * u;
-        const float *B = s->B + (item * length + t) * state, *C = s->C + (item * length + t) * state;
+        const float *B = s->B + place(t) * state, *C = s->C + place(t) * state;
         const Vec *now = history + t * state, *before = now - state;
         Vec *dB = sums + t * 2 * state, *dC = dB + state;
         Vec dy = load(s->dy + at, count);
@@ -160,8 +162,8 @@ void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
     }
     for (int64_t t = 0; t < length; ++t)
       for (int64_t n = 0; n < state; ++n) {
-        s->dB[(item * length + t) * state + n] += sum(sums[t * 2 * state + n]);
-        s->dC[(item * length + t) * state + n] += sum(sums[(t * 2 + 1) * state + n]);
+        s->dB[place(t) * state + n] += sum(sums[t * 2 * state + n]);
+        s->dC[place(t) * state + n] += sum(sums[(t * 2 + 1) * state + n]);
       }
   }
 }

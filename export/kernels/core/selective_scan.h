@@ -22,14 +22,14 @@ typedef struct {
   int32_t delta_softplus, reverse;
 } EdgesepScan;
 
-// Gradients of the same scan from a zero state, forwards in time. du, ddelta and (if given) dz are written; dA, dB, dC,
+// Gradients of the same scan from a zero state. du, ddelta and (if given) dz are written; dA, dB, dC,
 // dD and ddelta_bias are added to. D, z and delta_bias may be null, and then so are their gradients.
 typedef struct {
   const float *u, *delta, *A, *B, *C, *D, *z, *delta_bias, *dy;
   float *du, *ddelta, *dA, *dB, *dC, *dD, *dz, *ddelta_bias;
   float* workspace;  // edgesep_scan_backward_workspace floats, aligned to 64 bytes
   int64_t batch, length, channels, state;
-  int32_t delta_softplus;
+  int32_t delta_softplus, reverse;
 } EdgesepScanBackward;
 
 // Rows are independent of one another; split them over threads as the host likes.

@@ -96,17 +96,23 @@ void split(const OrtApi* api, OrtKernelContext* context, const Argument& argumen
                                                  static_cast<void*>(&work)));
 }
 
+// A flag that a file may leave out: it is 0 then.
+bool attribute(const OrtApi* api, const OrtKernelInfo* info, const char* name) {
+  int64_t value = 0;
+  if (OrtStatus* absent = ort::call<ort::KernelInfoGetAttribute_int64>(api, info, name, &value))
+    ort::call<ort::ReleaseStatus>(api, absent);
+  return value != 0;
+}
+
 struct Scan {
   static constexpr const char* kName = "SelectiveScan";
   static constexpr size_t kInputs = edgesep::kScanInputs, kRequired = edgesep::kScanRequired, kOutputs = 2;
 
   const OrtApi* api;
-  int64_t softplus = 0, reverse = 0;
+  bool softplus, reverse;
 
-  Scan(const OrtApi* table, const OrtKernelInfo* info) : api(table) {
-    read(info, "delta_softplus", &softplus);
-    read(info, "reverse", &reverse);
-  }
+  Scan(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), softplus(attribute(table, info, "delta_softplus")), reverse(attribute(table, info, "reverse")) {}
 
   void compute(OrtKernelContext* context) const {
     size_t count = 0;
@@ -123,17 +129,10 @@ struct Scan {
       refuse(api, "edgesep::SelectiveScan: " + wrong);
     scan.u = data[0], scan.delta = data[1], scan.A = data[2], scan.B = data[3], scan.C = data[4];
     scan.D = data[5], scan.z = data[6], scan.delta_bias = data[7], scan.initial_state = data[8];
-    scan.delta_softplus = softplus != 0, scan.reverse = reverse != 0;
+    scan.delta_softplus = softplus, scan.reverse = reverse;
     scan.y = output(api, context, 0, shapes[0].dims);
     scan.last_state = output(api, context, 1, {scan.batch, scan.channels, scan.state});
     split(api, context, scan, edgesep_scan, edgesep_scan_rows(&scan));
-  }
-
- private:
-  // An attribute that a file may leave out: its default then stays.
-  void read(const OrtKernelInfo* info, const char* name, int64_t* value) const {
-    if (OrtStatus* absent = ort::call<ort::KernelInfoGetAttribute_int64>(api, info, name, value))
-      ort::call<ort::ReleaseStatus>(api, absent);
   }
 };
 
@@ -142,8 +141,9 @@ struct Conv {
   static constexpr size_t kInputs = edgesep::kConvInputs, kRequired = kInputs, kOutputs = 1;
 
   const OrtApi* api;
+  bool reverse;
 
-  Conv(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+  Conv(const OrtApi* table, const OrtKernelInfo* info) : api(table), reverse(attribute(table, info, "reverse")) {}
 
   void compute(OrtKernelContext* context) const {
     std::vector<Input> shapes;
@@ -157,6 +157,7 @@ struct Conv {
     if (const std::string wrong = edgesep::check_conv(shapes, &conv); !wrong.empty())
       refuse(api, "edgesep::CausalConv1dSilu: " + wrong);
     conv.x = data[0], conv.w = data[1], conv.bias = data[2];
+    conv.reverse = reverse;
     conv.y = output(api, context, 0, shapes[0].dims);
     split(api, context, conv, edgesep_conv, edgesep_conv_rows(&conv));
   }
@@ -165,7 +166,7 @@ struct Conv {
 const OrtApi* table = nullptr;  // of the process's ONNX Runtime; set when the library is registered
 
 // The first output is shaped as the first input, symbolic dimensions included. A dimension without size or name would
-// become a size of -1, so then nothing is said.
+// become a size of -1, and an input whose shape is not known yet looks like a scalar: then nothing is said.
 OrtStatus* infer(const OrtCustomOp*, OrtShapeInferContext* context) {
   return guarded(table, [context] {
     OrtTensorTypeAndShapeInfo* first = nullptr;
@@ -174,6 +175,7 @@ OrtStatus* infer(const OrtCustomOp*, OrtShapeInferContext* context) {
     const OrtTensorTypeAndShapeInfo* readable = first;
     size_t rank = 0;
     must(ort::call<ort::GetDimensionsCount>(table, readable, &rank));
+    if (!rank) return;
     std::vector<int64_t> dims(rank);
     std::vector<const char*> names(rank, "");
     must(ort::call<ort::GetDimensions>(table, readable, dims.data(), rank));

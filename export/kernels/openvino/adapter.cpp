@@ -96,7 +96,9 @@ class CausalConv1dSilu : public ov::op::Op {
   OPENVINO_OP("CausalConv1dSilu", "edgesep");
 
   CausalConv1dSilu() = default;
-  explicit CausalConv1dSilu(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+  CausalConv1dSilu(const ov::OutputVector& inputs, bool reverse) : Op(inputs), reverse_(reverse) {
+    constructor_validate_and_infer_types();
+  }
 
   void validate_and_infer_types() override {
     require_float(*this);
@@ -104,10 +106,13 @@ class CausalConv1dSilu : public ov::op::Op {
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<CausalConv1dSilu>(inputs);
+    return std::make_shared<CausalConv1dSilu>(inputs, reverse_);
   }
 
-  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("reverse", reverse_);
+    return true;
+  }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
@@ -123,10 +128,14 @@ class CausalConv1dSilu : public ov::op::Op {
     conv.x = inputs[0].data<const float>();
     conv.w = inputs[1].data<const float>();
     conv.bias = inputs[2].data<const float>();
+    conv.reverse = reverse_;
     conv.y = outputs[0].data<float>();
     split(conv, edgesep_conv, edgesep_conv_rows(&conv));
     return true;
   }
+
+ private:
+  bool reverse_ = false;
 };
 
 // An input that the ONNX file left empty.
@@ -150,7 +159,8 @@ ov::OutputVector scan_from_onnx(const ov::frontend::NodeContext& node) {
 
 ov::OutputVector conv_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<CausalConv1dSilu>(
-             ov::OutputVector{node.get_input(0), node.get_input(1), node.get_input(2)})
+             ov::OutputVector{node.get_input(0), node.get_input(1), node.get_input(2)},
+             node.get_attribute<int64_t>("reverse", 0) != 0)
       ->outputs();
 }
 

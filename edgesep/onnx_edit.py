@@ -1,0 +1,101 @@
+"""Edits of ONNX models in place: what exporters and tools leave behind is cleaned, constants are folded and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+
+def clean(model: onnx.ModelProto) -> None:
+    """Quantized weights as integers, each constant once, no traces of the exporter."""
+    fold_quantized_weights(model)
+    share_initializers(model)
+    for node in nodes(model.graph):
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]  # stale where lengths are dynamic
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    for constant in model.graph.initializer:
+        del constant.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def fold_quantized_weights(model: onnx.ModelProto) -> None:
+    """Replace QuantizeLinear of a constant by the integer constant: a quarter of the size, the same numbers."""
+    graph = model.graph
+    constants = {c.name: c for c in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or any(name not in constants for name in node.input):
+            kept.append(node)
+            continue
+        value, scale, *zero = (numpy_helper.to_array(constants[name]) for name in node.input)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        zero_point = zero[0] if zero else np.zeros(scale.shape, np.uint8)
+        along = [1] * value.ndim
+        if scale.ndim:
+            along[axis] = scale.size
+        limits = np.iinfo(zero_point.dtype)
+        steps = np.rint(value / scale.reshape(along)) + zero_point.reshape(along).astype(np.float32)
+        integer = steps.clip(limits.min, limits.max).astype(zero_point.dtype)
+        graph.initializer.append(numpy_helper.from_array(integer, node.output[0]))
+    del graph.node[:]
+    graph.node.extend(kept)
+    drop_unused_initializers(graph)
+
+
+def share_initializers(model: onnx.ModelProto) -> None:
+    """Keep one of equal constants (iterated blocks share their weights)."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    rename = {}
+    for constant in model.graph.initializer:
+        key = (constant.data_type, tuple(constant.dims), numpy_helper.to_array(constant).tobytes())
+        rename[constant.name] = first.setdefault(key, constant.name)
+    for node in nodes(model.graph):
+        for i, name in enumerate(node.input):
+            node.input[i] = rename.get(name, name)
+    drop_unused_initializers(model.graph)
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
+def drop_unused_initializers(graph: onnx.GraphProto) -> None:
+    used = {name for node in nodes(graph) for name in node.input} | {o.name for o in graph.output}
+    kept = [c for c in graph.initializer if c.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def fold_rearranged(model: onnx.ModelProto) -> None:
+    """Rearranged constants become constants: some runtimes want a convolution's weight to be one."""
+    graph = model.graph
+    constants: dict[str, onnx.TensorProto] = {c.name: c for c in graph.initializer}
+    folded = []
+    for node in graph.node:
+        rearranges = node.op_type in ("Gather", "Unsqueeze") and all(name in constants for name in node.input)
+        if rearranges or node.op_type == "Constant":
+            given = [constants[name] for name in node.input]
+            alone = helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name=node.output[0])], given)
+            (value,) = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, {})
+            constants[node.output[0]] = numpy_helper.from_array(np.asarray(value), node.output[0])
+        if rearranges:
+            graph.initializer.append(constants[node.output[0]])
+            folded.append(node)
+    used = {name for node in nodes(graph) if node not in folded for name in node.input}
+    kept = [n for n in graph.node if n not in folded and (n.op_type != "Constant" or n.output[0] in used)]
+    del graph.node[:]
+    graph.node.extend(kept)
+    drop_unused_initializers(graph)

@@ -1,0 +1,59 @@
+"""``edgesep::CausalConv1dSilu`` for ONNX: its schema with shape inference, and an implementation for ONNX's evaluator.
+
+Shapes: as in ``causal_conv``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference.op_run import OpRun
+
+from edgesep.ops import causal_conv as contract
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "x": ("batch", "length", "channels"),
+    "weight": ("channels", "taps"),
+    "bias": ("channels",),
+}
+TORCH = "causal_conv1d_silu"  # the operator's name in torch.ops.edgesep
+
+
+def schema() -> onnx.defs.OpSchema:
+    """The operator's schema; float32 alone."""
+    kind = onnx.defs.OpSchema
+    made = kind(
+        contract.NAME,
+        contract.DOMAIN,
+        contract.VERSION,
+        contract.__doc__ or "",
+        inputs=[kind.FormalParameter(name, "T", f"({', '.join(axes)})") for name, axes in INPUTS.items()],
+        outputs=[kind.FormalParameter("y", "T", "(batch, length, channels)")],
+        type_constraints=[("T", ["tensor(float)"], "float32")],
+        attributes=[kind.Attribute("reverse", onnx.helper.make_attribute("reverse", 0), "1: over the future")],
+    )
+    made.set_type_and_shape_inference_function(infer)
+    return made
+
+
+def infer(context: Any) -> None:
+    """The output is shaped as the first input."""
+    context.set_output_type(0, context.get_input_type(0))
+
+
+class CausalConv1dSilu(OpRun):
+    """The operator in ``onnx.reference.ReferenceEvaluator``."""
+
+    op_domain = contract.DOMAIN
+
+    def _run(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, reverse: int | None = None
+    ) -> tuple[np.ndarray]:
+        return (contract.reference(x, weight, bias, reverse=bool(reverse)).astype(np.float32),)
+
+
+def translate(opset: Any, x: Any, weight: Any, bias: Any, reverse: bool = False) -> Any:
+    """The node that stands for the torch operator in an export."""
+    return opset.CausalConv1dSilu(x, weight, bias, reverse=int(reverse))

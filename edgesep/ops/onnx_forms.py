@@ -1,0 +1,98 @@
+"""The custom operators in ONNX graphs: known to onnx, exported from torch, and written out in standard operators.
+
+An exported graph holds one node an operator. A runtime with the native kernels runs it as it is; ``portable`` writes
+the nodes out for all others; ``callable_anywhere`` leaves the nodes and adds their meaning as functions, for tools that
+run a graph but take no kernels (calibration). The folder is the registry: ``*_onnx`` and ``*_portable`` files.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+from onnx import inliner
+
+from edgesep import ops
+from edgesep.onnx_edit import fold_rearranged
+
+DOMAIN = "edgesep"
+
+
+def _modules(suffix: str) -> list[ModuleType]:
+    names = (i.name for i in pkgutil.iter_modules(ops.__path__))
+    return [import_module(f"{ops.__name__}.{name}") for name in sorted(names) if name.endswith(suffix)]
+
+
+def register() -> None:
+    """Make the operators known to this process's onnx (checker, shape inference); again does nothing."""
+    for module in _modules("_onnx"):
+        made = module.schema()
+        if not onnx.defs.has(made.name, made.domain):
+            onnx.defs.register_schema(made)
+
+
+def translations() -> dict[str, Callable[..., Any]]:
+    """Name in ``torch.ops.edgesep`` → what makes its node, called with an onnxscript opset before the arguments."""
+    return {module.TORCH: module.translate for module in _modules("_onnx")}
+
+
+def is_native(model: onnx.ModelProto) -> bool:
+    """Whether the graph holds nodes that need native kernels."""
+    return any(True for _ in _own(model))
+
+
+def _own(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in model.graph.node if node.domain == DOMAIN)
+
+
+def callable_anywhere(model: onnx.ModelProto, chunked: bool = False) -> onnx.ModelProto:
+    """A copy in which each custom node is a call of a function of the file; ``original_names`` takes that back."""
+    made, functions = onnx.ModelProto(), {m.NAME: m.function for m in _modules("_portable")}
+    made.CopyFrom(model)
+    shapes = {c.name: tuple(c.dims) for c in made.graph.initializer}
+    known: dict[bytes, str] = {}
+    for node in list(_own(made)):
+        function = functions[node.op_type](node, "body", shapes, chunked)
+        name = known.get(function.SerializeToString())
+        if name is None:
+            name = known[function.SerializeToString()] = f"{node.op_type}__{len(known)}"
+            function.name = name
+            made.functions.append(function)
+        node.op_type = name
+        del node.attribute[:]  # they are part of the function's body
+    return made
+
+
+def original_names(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Take ``callable_anywhere`` back, in place; ``before`` is the model as it was, whose nodes keep their outputs."""
+    attributes = {node.output[0]: node.attribute for node in _own(before)}
+    for node in _own(model):
+        node.op_type = node.op_type.partition("__")[0]
+        node.attribute.extend(attributes[node.output[0]])
+    del model.functions[:]
+
+
+def portable(model: onnx.ModelProto, chunked: bool = False) -> onnx.ModelProto:
+    """A copy in standard operators alone; ``chunked`` for GPUs (see ``selective_scan_portable``)."""
+    if not is_native(model):
+        return model
+    made = inliner.inline_local_functions(callable_anywhere(model, chunked))
+    fold_rearranged(made)
+    left = [o for o in made.opset_import if o.domain != DOMAIN]
+    del made.opset_import[:]
+    made.opset_import.extend(left)
+    return made
+
+
+def write_form(model: Path, out: Path, *, native: bool, chunked: bool) -> None:
+    """Copy an exported file in the form that a target takes."""
+    if native:
+        shutil.copyfile(model, out)
+    else:
+        onnx.save(portable(onnx.load(model), chunked), out)
