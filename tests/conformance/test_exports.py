@@ -1,13 +1,16 @@
 """Every fixture in ``tests/golden`` through every runtime: the authors' outputs, odd lengths, batches of 1 and 2."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from edgesep import load_separator
+from edgesep import kernels, load_separator
 from edgesep.graph import export_onnx
 from edgesep.lstm_scan import scans_for_lstms
+from edgesep.ops import onnx_forms
 from edgesep.runtimes import runtime
 from edgesep.verify import output_snr_db
 
@@ -32,14 +35,29 @@ def exported(golden, tmp_path_factory):
     return get
 
 
+def built(module, separator, model, folder, native=False):
+    """The runtime's files, in the form that it takes."""
+    form = folder / "model.onnx"
+    onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
+    library = kernels.library(module.PACKAGE) if native else None
+    files = module.build(form, folder, "fp32", separator.profile((0.25, 1.0, 10.0)), library)
+    if library:
+        shutil.copyfile(library, folder / kernels.file_name(module.PACKAGE))
+        files.append(kernels.file_name(module.PACKAGE))
+    return files
+
+
+@pytest.mark.parametrize("scan", ["portable", "native"])
 @pytest.mark.parametrize("runtime_name", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", NAMES)
 def test_exports_equal_the_authors_forward_at_any_length_and_batch(
-    golden, exported, name, runtime_name, tmp_path, record_property
+    golden, exported, name, runtime_name, scan, tmp_path, record_property
 ):
     separator, model = exported(name)
+    if scan == "native" and not onnx_forms.is_native(onnx.load(model)):
+        pytest.skip("this separator has no scan")
     module = runtime(runtime_name)
-    files = module.build(model, tmp_path, "fp32", separator.profile((0.25, 1.0, 10.0)))
+    files = built(module, separator, model, tmp_path, scan == "native")
     with module.Runner(tmp_path, files, "fp32", 2) as runner:
 
         def run(inputs):
@@ -59,7 +77,7 @@ def test_exports_equal_the_authors_forward_at_any_length_and_batch(
 def test_the_tensorrt_builder_takes_the_graph(exported, name, tmp_path):
     separator, model = exported(name)
     module = runtime("tensorrt")
-    assert module.build(model, tmp_path, "fp32", separator.profile((0.25, 1.0, 10.0)))
+    assert built(module, separator, model, tmp_path)
 
 
 def test_lstms_written_as_scans_compute_the_same(exported, tmp_path):
