@@ -106,7 +106,27 @@ def _options(kind: str, target: str | None) -> list[str]:
         assert found is not None  # its version was read before
         assert found.origin is not None
         made.append(f"-DOpenVINO_DIR={Path(found.origin).parent / 'cmake'}")
+    if kind in ("tensorrt", "cuda-tests"):
+        if made:
+            raise UnsupportedError(f"CUDA kernels for {target} are built on the device itself")
+        if not (nvcc := shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")):
+            raise UnsupportedError("nvcc is not found; install the CUDA toolkit (on a Jetson it comes with JetPack)")
+        made.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    if kind == "tensorrt":
+        made.append(f"-DTENSORRT_INCLUDE_DIR={_tensorrt_headers()}")
     return made
+
+
+def _tensorrt_headers() -> Path:
+    """Folder of NvInfer.h: ``$TENSORRT_INCLUDE_DIR``, else where TensorRT's Debian packages put it."""
+    named = os.environ.get("TENSORRT_INCLUDE_DIR")
+    folders = [Path(named)] if named else [Path(f"/usr/include/{platform.machine()}-linux-gnu"), Path("/usr/include")]
+    for folder in folders:
+        if (folder / "NvInfer.h").is_file():
+            return folder
+    raise UnsupportedError(
+        f"NvInfer.h is not in {' or '.join(map(str, folders))}; set TENSORRT_INCLUDE_DIR to the folder that holds it"
+    )
 
 
 def _prefix(kind: str, target: str | None) -> str:
@@ -124,7 +144,7 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     """Configure and compile, or find what was compiled before; returns the build's folder.
 
     Args:
-        kind: ``core``, ``tests`` or one of ``adapters()``.
+        kind: ``core``, ``tests``, ``cuda-tests`` or one of ``adapters()``.
         options: for CMake, as ``-DEDGESEP_SANITIZE=ON``.
         target: another machine's, as ``aarch64``.
 
@@ -133,7 +153,7 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
         UnsupportedError: compiler, cmake, ninja or the runtime missing.
         BuildError: it did not compile; the compiler's last lines are in the message.
     """
-    if kind not in ("core", "tests", *adapters()):
+    if kind not in ("core", "tests", "cuda-tests", *adapters()):
         raise InputError(f"there are no kernels for {kind!r}, there are for {', '.join(adapters())}")
     cxx = compiler(target)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
@@ -228,6 +248,9 @@ def split(call: Callable[..., Any], argument: ctypes.Structure, rows: int, threa
             done.result()
 
 
+TESTS = ("edgesep_test", "edgesep_cuda_logic_test")
+
+
 def run_tests(target: str | None = None, sanitize: bool = True) -> tuple[bool, list[str]]:
     """Build the C++ tests and run them, for another machine under qemu; (whether all passed, what they printed).
 
@@ -237,11 +260,29 @@ def run_tests(target: str | None = None, sanitize: bool = True) -> tuple[bool, l
     foreign = target not in (None, platform.machine())
     # An emulated sanitizer needs its own libraries and finds nothing that the native one does not.
     options = ["-DEDGESEP_SANITIZE=ON"] if sanitize and not foreign else []
-    program = [str(build("tests", *options, target=target) / "edgesep_test")]
+    folder, before = build("tests", *options, target=target), []
     if foreign:
         emulator = shutil.which(f"qemu-{target}")
         if emulator is None:
             raise UnsupportedError(f"qemu-{target} is not installed; install it (Debian: apt install qemu-user)")
-        program = [emulator, "-L", f"/usr/{target}-linux-gnu", *program]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
-    return ran.returncode == 0, [*ran.stdout.splitlines(), *ran.stderr.splitlines()]
+        before = [emulator, "-L", f"/usr/{target}-linux-gnu"]
+    ran = [_run([*before, str(folder / name)]) for name in TESTS]
+    return all(status == 0 for status, _ in ran), [line for _, lines in ran for line in lines]
+
+
+def run_cuda_tests() -> tuple[bool | None, list[str]]:
+    """Compile the CUDA kernels and run them on this machine's GPU; None in place of a verdict where there is none.
+
+    Raises:
+        UnsupportedError: no CUDA compiler.
+    """
+    status, lines = _run([str(build("cuda-tests") / "edgesep_cuda_test")])
+    return (None if status == NO_GPU else status == 0), lines
+
+
+NO_GPU = 77  # exit status of the CUDA tests without one
+
+
+def _run(command: list[str]) -> tuple[int, list[str]]:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return ran.returncode, [*ran.stdout.splitlines(), *ran.stderr.splitlines()]

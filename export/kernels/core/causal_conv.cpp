@@ -20,7 +20,7 @@ void load_taps(const float* w, int64_t channels, int64_t taps, Vec* out) {
   }
 }
 
-// One batch item, up to 16 channels; the last inputs stay in registers.
+// One batch item, one register of channels; the last inputs stay in registers.
 template <int kTaps, int kCount>
 void row(const EdgesepConv& s, int64_t item, int64_t channel) {
   const int64_t taps = kTaps ? kTaps : s.taps;
@@ -41,13 +41,14 @@ void row(const EdgesepConv& s, int64_t item, int64_t channel) {
 }  // namespace
 
 void conv(const EdgesepConv* s, int64_t first, int64_t end) {
-  const int64_t blocks = (s->channels + kLanes - 1) / kLanes;
+  const int64_t blocks = (s->channels + kRowChannels - 1) / kRowChannels;
   for (int64_t r = first; r < end; ++r) {
-    const int64_t item = r / blocks, channel = r % blocks * kLanes;
-    if (channel + kLanes <= s->channels && s->taps == 4)
-      row<4, kLanes>(*s, item, channel);
-    else
-      row<0, 0>(*s, item, channel);
+    const int64_t item = r / blocks, from = r % blocks * kRowChannels;
+    for (int64_t channel = from; channel < std::min(from + kRowChannels, s->channels); channel += kLanes)
+      if (channel + kLanes <= s->channels && s->taps == 4)
+        row<4, kLanes>(*s, item, channel);
+      else
+        row<0, 0>(*s, item, channel);
   }
 }
 

@@ -19,7 +19,7 @@ struct Total {
   void add(Vec v) { value += static_cast<double>(sum(v)); }
 };
 
-// f(channel, how many lanes) for every block of 16 channels.
+// f(channel, how many lanes) for every register of channels.
 template <typename F>
 inline void over_channels(int64_t channels, F f) {
   int64_t channel = 0;

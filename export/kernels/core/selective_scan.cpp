@@ -11,15 +11,20 @@ namespace EDGESEP_ISA {
 namespace {
 
 constexpr int kMaxState = EDGESEP_SCAN_MAX_STATE;
+constexpr int64_t kChunk = 8;  // steps
 
-// A of 16 channels as (state, lanes), scaled for exp2. Returns 0 in every lane, or NaN where A holds one.
-Vec load_decay(const float* A, int64_t channels, int64_t state, Vec* out) {
+// A of one register of channels as (state, lanes), scaled for exp2, and its largest magnitude a lane. Returns 0 in every
+// lane, or NaN where A holds one.
+Vec load_decay(const float* A, int64_t channels, int64_t state, Vec* out, Vec* steepest) {
   float lanes[kLanes];
   Vec poison{};
+  *steepest = Vec{};
   for (int64_t n = 0; n < state; ++n) {
     for (int64_t c = 0; c < kLanes; ++c) lanes[c] = c < channels ? A[c * state + n] * kLog2E : 0;
     out[n] = load(lanes, kLanes);
     poison += out[n] - out[n];
+    const Vec slope = magnitude(out[n]);
+    *steepest = slope > *steepest ? slope : *steepest;
   }
   return poison;
 }
@@ -37,55 +42,88 @@ void store_state(const Vec* h, int64_t channels, int64_t state, float* to) {
     for (int64_t c = 0; c < channels; ++c) to[c * state + n] = h[n][c];
 }
 
-// One batch item, up to 16 channels from `channel` on. With kState and kCount known, the state lives in registers.
-template <int kState, int kCount>
-void row(const EdgesepScan& s, int64_t item, int64_t channel) {
+// One batch item, one register of channels from `channel` on. With kState and kCount known, the state lives in registers
+// (AVX-512) or in the first-level cache.
+//
+// Holding every exponent within the bounds of exp2 is a fifth of the work, and almost never needed: unless `kCareful`, the
+// row is done without and returns false where an exponent was out of bounds. It must then be done again, carefully.
+template <int kState, int kCount, bool kCareful>
+bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   const int64_t state = kState ? kState : s.state;
   const int64_t count = kCount ? kCount : std::min<int64_t>(kLanes, s.channels - channel);
   Vec decay[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
-  const Vec poison = load_decay(s.A + channel * state, count, state, decay);
+  Vec steepest;
+  const Vec poison = load_decay(s.A + channel * state, count, state, decay, &steepest);
   load_state(s.initial_state ? s.initial_state + (item * s.channels + channel) * state : nullptr, count, state, h);
   const Vec bias = s.delta_bias ? load(s.delta_bias + channel, count) + poison : poison;
   const Vec skip = s.D ? load(s.D + channel, count) : Vec{};
-  for (int64_t step = 0; step < s.length; ++step) {
-    const int64_t t = item * s.length + (s.reverse ? s.length - 1 - step : step);
-    const int64_t at = t * s.channels + channel;
-    Vec dt = load(s.delta + at, count) + bias;
-    if (s.delta_softplus) dt = softplus(dt);
-    const Vec u = load(s.u + at, count), x = dt * u;
-    const float *B = s.B + t * state, *C = s.C + t * state;
-    Vec y0 = skip * u, y1{};
-    for (int64_t n = 0; n + 1 < state; n += 2) {
-      h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
-      h[n + 1] = exp2(dt * decay[n + 1]) * h[n + 1] + x * B[n + 1];
-      y0 += h[n] * C[n];
-      y1 += h[n + 1] * C[n + 1];
+  // Where step t of the recurrence lies in the tensors, in rows.
+  const auto place = [&](int64_t t) { return item * s.length + (s.reverse ? s.length - 1 - t : t); };
+  Vec largest{};
+  for (int64_t begin = 0; begin < s.length; begin += kChunk) {
+    // First what a chunk's steps need that does not depend on the state: their long chains of operations overlap. Within
+    // one step after the other the processor would wait for each chain, as its window holds little more than a step.
+    const int64_t steps = std::min(kChunk, s.length - begin);
+    Vec dts[kChunk], xs[kChunk], skips[kChunk], gates[kChunk];
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t at = place(begin + k) * s.channels + channel;
+      // Steps lie a row of channels apart: too far for the processor to fetch them ahead by itself.
+      const int64_t ahead = begin + k + kChunk < s.length ? place(begin + k + kChunk) * s.channels + channel : at;
+      __builtin_prefetch(s.delta + ahead);
+      __builtin_prefetch(s.u + ahead);
+      if (s.z) __builtin_prefetch(s.z + ahead);
+      __builtin_prefetch(s.y + ahead, 1);
+      Vec dt = load(s.delta + at, count) + bias;
+      if (s.delta_softplus) dt = softplus(dt);
+      const Vec u = load(s.u + at, count), exponent = magnitude(dt) * steepest;
+      largest = exponent > largest ? exponent : largest;
+      dts[k] = dt;
+      xs[k] = dt * u;
+      skips[k] = skip * u;
+      if (s.z) gates[k] = silu(load(s.z + at, count));
     }
-    if (state % 2) {
-      const int64_t n = state - 1;
-      h[n] = exp2(dt * decay[n]) * h[n] + x * B[n];
-      y0 += h[n] * C[n];
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = place(begin + k);
+      const float *B = s.B + t * state, *C = s.C + t * state;
+      const Vec dt = dts[k], x = xs[k];
+      const auto advance = [&](int64_t n) {
+        h[n] = (kCareful ? exp2(dt * decay[n]) : exp2_within(dt * decay[n])) * h[n] + x * B[n];
+        return h[n] * C[n];
+      };
+      Vec y0 = skips[k], y1{};
+#pragma GCC unroll 8
+      for (int64_t n = 0; n + 1 < state; n += 2) {
+        y0 += advance(n);
+        y1 += advance(n + 1);
+      }
+      if (state % 2) y0 += advance(state - 1);
+      Vec y = y0 + y1;
+      if (s.z) y *= gates[k];
+      store(s.y + t * s.channels + channel, y, count);
     }
-    Vec y = y0 + y1;
-    if (s.z) y *= silu(load(s.z + at, count));
-    store(s.y + at, y, count);
   }
+  if (!kCareful && any_above(largest, 126.0f)) return false;
   if (s.last_state) store_state(h, count, state, s.last_state + (item * s.channels + channel) * state);
+  return true;
+}
+
+template <bool kCareful>
+bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
+  if (channel + kLanes > s.channels) return row<0, 0, kCareful>(s, item, channel);
+  return s.state == 16 ? row<16, kLanes, kCareful>(s, item, channel) : row<0, kLanes, kCareful>(s, item, channel);
 }
 
 }  // namespace
 
 void scan(const EdgesepScan* s, int64_t first, int64_t end) {
-  const int64_t blocks = (s->channels + kLanes - 1) / kLanes;
+  const int64_t blocks = (s->channels + kRowChannels - 1) / kRowChannels;
+  bool careful = false;  // once needed, it is likely to be needed again
   for (int64_t r = first; r < end; ++r) {
-    const int64_t item = r / blocks, channel = r % blocks * kLanes;
-    const bool full = channel + kLanes <= s->channels;
-    if (full && s->state == 16)
-      row<16, kLanes>(*s, item, channel);
-    else if (full)
-      row<0, kLanes>(*s, item, channel);
-    else
-      row<0, 0>(*s, item, channel);
+    const int64_t item = r / blocks, from = r % blocks * kRowChannels;
+    for (int64_t channel = from; channel < std::min(from + kRowChannels, s->channels); channel += kLanes) {
+      careful = careful || !row<false>(*s, item, channel);
+      if (careful) row<true>(*s, item, channel);
+    }
   }
 }
 
@@ -101,7 +139,8 @@ void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
     for (int64_t channel = 0; channel < channels; channel += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, channels - channel);
       Vec decay[kMaxState], h[kMaxState], g[kMaxState], dA[kMaxState];
-      load_decay(s->A + channel * state, count, state, decay);
+      Vec steepest;
+      load_decay(s->A + channel * state, count, state, decay, &steepest);
       std::fill(h, h + state, Vec{});
       std::fill(g, g + state, Vec{});
       std::fill(dA, dA + state, Vec{});

@@ -32,7 +32,7 @@ typedef struct {
   int32_t delta_softplus, reverse;
 } EdgesepScanBackward;
 
-// Rows are independent of one another; split them over threads as the host likes.
+// Rows (16 channels of a batch item) are independent of one another; split them over threads as the host likes.
 int64_t edgesep_scan_rows(const EdgesepScan*);
 void edgesep_scan(const EdgesepScan*, int64_t first_row, int64_t end_row);
 

@@ -1,5 +1,6 @@
-// Sixteen floats in the compiler's own vector type: one source for AVX-512 (one register), AVX2 (two), NEON and SSE
-// (four). No intrinsics, so that a new instruction set costs a compiler flag and no code.
+// One register of floats in the compiler's own vector type: one source for AVX-512 (16 lanes), AVX2 (8), NEON and SSE (4).
+// No intrinsics, so that a new instruction set costs a compiler flag and no code. Never wider than a register: compilers
+// take wider vectors apart through memory and compare them lane by lane.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -7,13 +8,20 @@
 namespace edgesep {
 namespace EDGESEP_ISA {  // or the linker would keep one instruction set's copy for all
 
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int64_t kRowChannels = 16;  // what callers split over threads, a cache line: the same on every instruction set
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
 inline Vec splat(float x) { return Vec{} + x; }
 
-// The first `count` of 16 lanes, the rest zero. With the constant 16 it is one load.
+// The first `count` lanes, the rest zero. With the constant kLanes it is one load.
 inline Vec load(const float* p, int64_t count) {
   Vec v{};
   if (count == kLanes)
@@ -46,20 +54,43 @@ inline IntVec float_to_bits(Vec v) {
 inline Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }
 inline Vec at_most(Vec x, float high) { return x > high ? splat(high) : x; }
 
-// 2**x with a relative error below 2e-7; x is held within [-126, 127]. NaN stays NaN unless its payload is exotic.
-inline Vec exp2(Vec x) {
-  x = at_most(at_least(x, -126.0f), 127.0f);
+// Hides from the compiler where x comes from. The exponents are products, and an addition to a product would be fused: the
+// multipliers, which are the bottleneck of a scan, would do what the adders beside them have time for.
+inline Vec apart(Vec x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+
+// 2**x for x within [-126, 127], with a relative error below 2e-7; exactly 1 at 0. NaN stays NaN unless its payload is
+// exotic. The polynomial is the best one of degree 5 with p(0) = 1.
+inline Vec exp2_within(Vec product) {
+  const Vec x = apart(product);
   // Adding 1.5 * 2**23 rounds to an integer and leaves that integer in the low bits.
   const Vec shifted = x + 12582912.0f;
   const Vec f = x - (shifted - 12582912.0f);  // [-0.5, 0.5]
-  Vec p = splat(1.5353362e-4f);
-  p = p * f + 1.3398874e-3f;
-  p = p * f + 9.6184373e-3f;
-  p = p * f + 5.5503324e-2f;
-  p = p * f + 2.4022648e-1f;
-  p = p * f + 6.9314720e-1f;
+  Vec p = splat(1.32647273e-3f);
+  p = p * f + 9.67151299e-3f;
+  p = p * f + 5.55073358e-2f;
+  p = p * f + 2.40222424e-1f;
+  p = p * f + 6.93147004e-1f;
   p = p * f + 1.0f;
   return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
+}
+
+// 2**x with x held within [-126, 127].
+inline Vec exp2(Vec x) { return exp2_within(at_most(at_least(x, -126.0f), 127.0f)); }
+
+inline Vec magnitude(Vec x) { return bits_to_float(float_to_bits(x) & 0x7fffffffu); }
+
+// Whether any lane is above `limit`; NaN is not.
+inline bool any_above(Vec x, float limit) {
+  for (int i = 0; i < kLanes; ++i)
+    if (x[i] > limit) return true;
+  return false;
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
@@ -81,8 +112,7 @@ inline Vec log1p_unit(Vec e) {
 }
 
 inline Vec softplus(Vec x) {
-  const Vec magnitude = x < 0.0f ? -x : x;
-  return (x > 0.0f ? x : x - x) + log1p_unit(exp(-magnitude));
+  return (x > 0.0f ? x : x - x) + log1p_unit(exp(-magnitude(x)));
 }
 
 inline Vec sigmoid(Vec x) { return 1.0f / (exp(-x) + 1.0f); }

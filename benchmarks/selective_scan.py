@@ -1,0 +1,215 @@
+"""The selective scan in every form, paired in one run: alone at SPMamba's shapes, and SPMamba as published around it.
+
+    python benchmarks/selective_scan.py                     # both parts, 1 and 2 threads
+    python benchmarks/selective_scan.py --part operator --seconds 20
+
+Alone: ONNX Runtime's Scan (the portable form), the native operator in ONNX Runtime and in OpenVINO, against float64,
+beside the rate of this machine's matrix products. Whole: one second at 16 kHz through SPMamba at its published size,
+random weights; eager with the scan as a loop of torch operators (what a machine without kernels runs), eager with the
+kernels, and both forms of the export in both runtimes. Rows replace those of ``results/selective_scan.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+from onnx import TensorProto, helper
+from runtimes import spread
+
+from edgesep import graph, kernels, measure
+from edgesep.kernels_bench import SHAPES, inputs
+from edgesep.ops import onnx_forms, selective_scan, selective_scan_onnx
+from edgesep.runtimes import runtime
+from edgesep.runtimes.eager import Runner as EagerRunner
+from edgesep.separators import spmamba
+from edgesep.verify import output_snr_db
+
+HERE = Path(__file__).parent
+PUBLISHED = {
+    "n_srcs": 2,
+    "n_fft": 512,
+    "stride": 128,
+    "n_layers": 6,
+    "attn_n_head": 4,
+    "attn_approx_qk_dim": 512,
+    "emb_dim": 16,
+    "emb_ks": 8,
+    "emb_hs": 1,
+}
+
+
+def session(model: onnx.ModelProto, threads: int, native: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Idle threads of one runtime must not spin in the way of the other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if native:
+        options.register_custom_ops_library(str(kernels.library("onnxruntime")))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def model_of(node: onnx.NodeProto, given: dict[str, np.ndarray], outputs: list[str]) -> onnx.ModelProto:
+    ins = [helper.make_tensor_value_info(n, TensorProto.FLOAT, v.shape) for n, v in given.items()]
+    outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("edgesep", 1)]
+    return helper.make_model(helper.make_graph([node], "one", ins, outs), opset_imports=opsets, ir_version=9)
+
+
+def matmul_gflops(threads: int) -> float:
+    """Rate of a matrix product that stays in the cache, in ONNX Runtime: the most this machine's cores add up."""
+    rng = np.random.default_rng(0)
+    given = {"a": rng.standard_normal((1000, 128), np.float32), "b": rng.standard_normal((128, 512), np.float32)}
+    run = session(model_of(helper.make_node("MatMul", ["a", "b"], ["c"]), given, ["c"]), threads, native=False)
+    times = measure.latencies_ms(lambda: run.run(None, given), 1.0)
+    return 2 * 1000 * 128 * 512 / float(np.median(times)) / 1e6
+
+
+def operator(threads: int, seconds: float) -> list[dict[str, Any]]:
+    """The scan alone; rows by shape and form."""
+    rows = []
+    peak = matmul_gflops(threads)
+    for shape, (batch, length) in SHAPES.items():
+        given = inputs(batch, length)
+        names = [name if name in given else "" for name in selective_scan_onnx.INPUTS][: len(given)]
+        node = helper.make_node("SelectiveScan", names, ["y", "last_state"], domain="edgesep", delta_softplus=1)
+        model = model_of(node, given, ["y"])
+        loop, native = session(onnx_forms.portable(model), threads, False), session(model, threads, True)
+        core = openvino.Core()
+        core.add_extension(str(kernels.library("openvino")))
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(model, Path(folder, "model.onnx"))
+            read = core.read_model(Path(folder, "model.onnx"))
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        request = core.compile_model(read, "CPU", options).create_infer_request()
+        calls: dict[tuple[str, str], Callable[[], np.ndarray]] = {
+            ("onnxruntime", "portable"): lambda loop=loop, given=given: loop.run(["y"], given)[0],
+            ("onnxruntime", "native"): lambda native=native, given=given: native.run(["y"], given)[0],
+            ("openvino", "native"): lambda request=request, given=given: request.infer(given, share_inputs=True)[0],
+        }
+        few = {k: v[:2] if v.ndim == 3 else v for k, v in given.items()}
+        wanted, _ = selective_scan.reference(**few, delta_softplus=True)
+        times = measure.paired_ms(calls, seconds)
+        updates = batch * length * given["A"].size
+        for (name, form), spent in times.items():
+            ratio, low, high = spread(spent, times["onnxruntime", "portable"])
+            per_update = float(np.median(spent)) * 1e6 / updates
+            rows.append(
+                {
+                    "part": "operator",
+                    "over": shape,
+                    "runtime": name,
+                    "scan": form,
+                    "threads": threads,
+                    "p50_ms": round(float(np.median(spent)), 2),
+                    "ns_per_update": round(per_update, 4),
+                    "faster": round(ratio, 2),
+                    "low": round(low, 2),
+                    "high": round(high, 2),
+                    "snr_db": round(output_snr_db(calls[name, form]()[:2], wanted), 1),
+                    # An exponential is 6 multiply-adds, the update and its output 3 more: 18 operations.
+                    "gflops": round(18 / per_update, 1),
+                    "matmul_gflops": round(peak, 1),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
+    """SPMamba at its published size; rows by runtime and form of the scan."""
+    torch.manual_seed(0)
+    separator = spmamba.create(PUBLISHED, 16000)
+    x = separator.example_inputs(16000)[0].numpy()
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as root:
+        exported = Path(root, "model.onnx")
+        graph.export_onnx(separator, separator.module, exported)
+        eager = stack.enter_context(EagerRunner(separator, threads))
+        runners: dict[tuple[str, str], Any] = {("eager", "native"): eager}
+        for name in ("onnxruntime", "openvino"):
+            for form in ("portable", "native"):
+                module, folder = runtime(name), Path(root, f"{name}-{form}")
+                folder.mkdir()
+                onnx_forms.write_form(exported, folder / "model.onnx", native=form == "native", chunked=False)
+                library = kernels.library(name) if form == "native" else None
+                files = module.build(folder / "model.onnx", folder, "fp32", {}, library)
+                if library:
+                    files.append(shutil.copy(library, folder / kernels.file_name(name)).name)
+                spinless = {"spin": False} if name == "onnxruntime" else {}
+                runner = module.Runner(folder, files, "fp32", threads, **spinless)
+                runners[name, form] = stack.enter_context(runner)
+        calls = {key: (lambda run=run: run.run({"mixture": x})["estimates"]) for key, run in runners.items()}
+
+        def without_kernels() -> np.ndarray:
+            found = kernels.core_if_possible
+            kernels.core_if_possible = lambda: None
+            try:
+                return calls["eager", "native"]()
+            finally:
+                kernels.core_if_possible = found
+
+        calls = {("eager", "reference"): without_kernels, **calls}
+        wanted = without_kernels()
+        times = measure.paired_ms(calls, seconds, least=3)
+        rows = []
+        for (name, form), spent in times.items():
+            ratio, low, high = spread(spent, times["eager", "reference"])
+            rows.append(
+                {
+                    "part": "whole",
+                    "runtime": name,
+                    "scan": form,
+                    "threads": threads,
+                    "p50_ms": round(float(np.median(spent)), 1),
+                    "faster": round(ratio, 2),
+                    "low": round(low, 2),
+                    "high": round(high, 2),
+                    "output_snr_db": round(output_snr_db(calls[name, form](), wanted), 1),
+                    "rounds": len(spent),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"operator": operator, "whole": whole}
+    parser.add_argument("--part", choices=parts, help="default: both")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each shape or size")
+    args = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
+    common = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "versions": {"onnxruntime": onnxruntime.__version__, "openvino": runtime("openvino").version()},
+        "instruction_set": kernels.core().edgesep_instruction_set().decode(),
+        "environment": measure.environment(),
+    }
+    chosen = [args.part] if args.part else list(parts)
+    rows = [row | common for part in chosen for threads in args.threads for row in parts[part](threads, args.seconds)]
+    file = HERE / "results" / "selective_scan.jsonl"
+    before = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
+    kept = [r for r in before if (r["part"], r["threads"]) not in {(r["part"], r["threads"]) for r in rows}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+
+
+if __name__ == "__main__":
+    main()
