@@ -52,8 +52,10 @@ class ConvBackward(ctypes.Structure):
     _fields_ = _fields(("x", "w", "bias", "dy", "dx", "dw", "dbias"), CONV_SIZES, ("reverse",))
 
 
-def scan(inputs: Mapping[str, np.ndarray], *, threads: int = 1, **flags: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The native scan: float32 arrays by the contract's names → ``y`` and the last state.
+def scan(
+    inputs: Mapping[str, np.ndarray], y: np.ndarray | None = None, *, threads: int = 1, **flags: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The native scan: float32 arrays by the contract's names → ``y`` (written to the array given) and the last state.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -62,7 +64,7 @@ def scan(inputs: Mapping[str, np.ndarray], *, threads: int = 1, **flags: bool) -
     selective_scan.check(**{k: v.shape for k, v in inputs.items()})
     dense = {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items()}
     sizes = (*dense["u"].shape, dense["A"].shape[1])
-    dense["y"] = np.empty_like(dense["u"])
+    dense["y"] = np.empty_like(dense["u"]) if y is None else y
     dense["last_state"] = np.empty((sizes[0], sizes[2], sizes[3]), np.float32)
     call = Scan(**{k: v.ctypes.data for k, v in dense.items()}, **dict(zip(SCAN_SIZES, sizes, strict=True)), **flags)
     library = kernels.core()
