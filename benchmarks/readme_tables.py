@@ -32,7 +32,8 @@ def runtimes() -> str:
     """The newest run of each separator, length and thread count."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows("runtimes"):
-        newest[row["separator"], row["audio_s"], row["threads"], row["runtime"], row["precision"]] = row
+        artifact = row["runtime"], row["precision"] + (f", {row['scan']} scan" if "scan" in row else "")
+        newest[row["separator"], row["audio_s"], row["threads"], *artifact] = row
     lines = ["| separator | audio | threads | runtime | precision | p50 ms | times eager's speed | drop dB |"]
     lines.append("|" + "---|" * 8)
     for (separator, audio_s, threads, runtime, precision), row in newest.items():
@@ -41,6 +42,29 @@ def runtimes() -> str:
         case = f"| {separator} | {audio_s:g} s | {threads} | {runtime} | {precision}"
         lines.append(f"{case} | {row['p50_ms']:.1f} | {ratio} | {drop} |")
     return "\n".join(lines)
+
+
+def scan() -> str:
+    """The operator alone and SPMamba around it."""
+    lines = [
+        "| what | runtime | scan | threads | p50 ms | ns per state update | times faster | SNR dB |",
+        "|" + "---|" * 8,
+    ]
+    for row in rows("selective_scan"):
+        alone = row["part"] == "operator"
+        what = f"scan over {row['over']}" if alone else "SPMamba"
+        per_update = f"{row['ns_per_update']:.3f}" if alone else "-"
+        ratio = f"{row['faster']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        snr = row["snr_db"] if alone else row["output_snr_db"]
+        lines.append(
+            f"| {what} | {row['runtime']} | {row['scan']} | {row['threads']} | {row['p50_ms']:.1f} | {per_update}"
+            f" | {ratio} | {snr:.1f} |"
+        )
+    found = rows("selective_scan")[0]
+    peaks = {row["threads"]: row["matmul_gflops"] for row in rows("selective_scan") if "matmul_gflops" in row}
+    rates = ", ".join(f"{gflops:.0f} GFLOP/s with {threads} thread(s)" for threads, gflops in peaks.items())
+    cpu = f"{found['environment']['cpu']} ({found['instruction_set']})"
+    return "\n".join(lines) + f"\n\nMeasured on {cpu}, whose matrix products reach {rates}."
 
 
 def demos() -> str:
@@ -70,7 +94,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, papers, demos):
+    for make in (demo, runtimes, scan, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

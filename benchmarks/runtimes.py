@@ -15,6 +15,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,14 @@ from edgesep import measure
 from edgesep.runtimes.eager import Runner as EagerRunner
 
 HERE = Path(__file__).parent
+
+
+EAGER = ("eager", "fp32", None)
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, str | None]:
+    """What tells an artifact's row from the others."""
+    return row["runtime"], row["precision"], row.get("scan")
 
 
 def spread(times_ms: list[float], base_ms: list[float]) -> tuple[float, float, float]:
@@ -46,17 +55,17 @@ def main() -> None:
 
     bundle = edgesep.open_bundle(args.bundle)
     original = edgesep.load_separator(args.checkpoint)
-    drops = {(r["runtime"], r["precision"]): r.get("drop_db") for r in bundle.manifest["results"]}
+    drops = {key(r): r.get("drop_db") for r in bundle.manifest["results"]}
     x = original.example_inputs(int(args.audio * bundle.sample_rate_hz))[0].numpy()
     with contextlib.ExitStack() as stack:
         eager = stack.enter_context(EagerRunner(original, args.threads))
-        calls = {("eager", "fp32"): lambda: eager.run({"mixture": x})}
+        calls = {EAGER: lambda: eager.run({"mixture": x})}
         for artifact in bundle.artifacts:
             if not artifact.note:
                 run = stack.enter_context(bundle.separating(artifact, args.threads))
-                calls[artifact.runtime, artifact.precision] = lambda run=run: run(x)
+                calls[key(artifact.label())] = lambda run=run: run(x)
         times = measure.paired_ms(calls, args.seconds)
-    base = times["eager", "fp32"]
+    base = times[EAGER]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
     )
@@ -74,13 +83,18 @@ def main() -> None:
     }
     print(f"{bundle.name}, {args.audio} s of audio, {args.threads} thread(s), {len(base)} rounds")
     with args.out.open("a") as f:
-        for (runtime, precision), found in times.items():
+        for (runtime, precision, scan), found in times.items():
             ratio, low, high = spread(found, base)
-            row = {"runtime": runtime, "precision": precision, "p50_ms": round(float(np.median(found)), 3)}
+            row = {"runtime": runtime, "precision": precision} | ({"scan": scan} if scan else {})
+            row["p50_ms"] = round(float(np.median(found)), 3)
             row |= {"faster_than_eager": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
-            row |= {"rtf": round(float(np.median(found)) / 1e3 / args.audio, 5), "drop_db": drops[runtime, precision]}
+            row |= {
+                "rtf": round(float(np.median(found)) / 1e3 / args.audio, 5),
+                "drop_db": drops[runtime, precision, scan],
+            }
             f.write(json.dumps({**row, **common}) + "\n")
-            print(f"{runtime:12s} {precision:5s} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
+            what = f"{runtime:12s} {precision:5s} {scan or '':8s}"
+            print(f"{what} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

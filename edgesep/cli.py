@@ -117,7 +117,8 @@ def demo(
     known = {f.stem: f for f in folder.glob("*.pth")}
     if separator.lower() not in known:
         raise EdgesepError(f"no packaged separator {separator!r}, packaged are {', '.join(sorted(known))}")
-    recipe = read_recipe(folder / "recipe.toml")
+    own = folder / f"{separator.lower()}.toml"
+    recipe = read_recipe(own if own.is_file() else folder / "recipe.toml")
     named = recipe.separator.model_copy(update={"checkpoint": known[separator.lower()]})
     _deploy(recipe.model_copy(update={"separator": named}), out, as_json)
 

@@ -133,9 +133,10 @@ class Quantize:
 def _belongs_to(node: onnx.NodeProto, model: onnx.ModelProto, separator: Separator, kept: tuple[str, ...]) -> bool:
     """Whether a node multiplies by a weight of one of the submodules ``kept`` (found by value)."""
     weights = [
-        p.detach().numpy().tobytes()
+        form.detach().numpy().tobytes()
         for name, p in separator.module.named_parameters()
         if any(name.startswith(f"{k}.") for k in kept)
+        for form in (p, p.T.contiguous() if p.ndim == 2 else p)  # a Linear is exported as MatMul by its transpose
     ]
     constants = {c.name: c for c in model.graph.initializer}
     return any(onnx.numpy_helper.to_array(constants[i]).tobytes() in weights for i in node.input if i in constants)

@@ -23,6 +23,7 @@ from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("SPMamba",)
 EXPAND, STATE, TAPS = 4, 16, 4
+KEPT_PROJECTIONS = (".out_proj", ".dt_proj")  # in float when the rest is quantized
 
 
 class RmsNorm(nn.Module):
@@ -220,7 +221,9 @@ def separator(module: SPMamba, config: Mapping[str, Any], rate: int) -> Separato
         inputs=(TensorSpec("mixture", ("batch", "samples")),),
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         min_samples=max(n_fft // 2 + 1, (ks - 1) * hop),  # to reflect at the edges, and for one window of frames
-        keep_float=("conv", "deconv", "stft"),
+        # The gated output of a scan has tails that eight bits do not hold (0.45 instead of 0.12 dB), and its step sizes
+        # drive an exponential.
+        keep_float=("conv", "deconv", "stft", *(n for n, _ in module.named_modules() if n.endswith(KEPT_PROJECTIONS))),
         keep_shape=("conv.0", "deconv"),
     )
 

@@ -1,0 +1,102 @@
+"""Bundles of a separator with a scan: native kernels travel with it, and say so when they do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import write_set
+
+import edgesep
+from edgesep import InputError, UnsupportedError, kernels
+from edgesep.line import deploy
+from edgesep.runtimes import runtime
+from edgesep.store import Store
+
+RECIPE = """
+[separator]
+checkpoint = "{checkpoint}"
+[data]
+calibration = "{mixtures}"
+test = "{mixtures}"
+golden = 2
+[[passes]]
+pass = "quantize"
+method = "onnxruntime"
+{targets}
+[criteria]
+max_si_snr_drop_db = 3.0
+"""
+
+
+def target(name, precision="fp32", scan="native"):
+    return f'[[targets]]\nruntime = "{name}"\nprecision = "{precision}"\nscan = "{scan}"\n'
+
+
+def write_recipe(folder, checkpoint, mixtures, *targets):
+    file = folder / "recipe.toml"
+    file.write_text(RECIPE.format(checkpoint=checkpoint, mixtures=mixtures, targets="\n".join(targets)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def bundle(golden, tmp_path_factory):
+    g = golden("spmamba_small")
+    rate = g.conf["datamodule"]["data_config"]["sample_rate"]
+    mixtures = write_set(tmp_path_factory.mktemp("sets") / "tiny", rate=rate)
+    targets = (
+        target("onnxruntime", scan="portable"),
+        target("onnxruntime"),
+        target("onnxruntime", "int8"),
+        target("openvino"),
+        target("openvino", "int8"),
+    )
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe"), g.checkpoint, mixtures, *targets)
+    done = deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=Store(tmp_path_factory.mktemp("store")))
+    assert done.ok, done.rows
+    return edgesep.open_bundle(done.path)
+
+
+def test_every_form_of_the_scan_is_verified_and_named(bundle):
+    rows = [r for r in bundle.manifest["results"] if r["runtime"] != "eager"]
+    assert [r["scan"] for r in rows] == ["portable", "native", "native", "native", "native"]
+    assert all(r["output_snr_db"] >= 90 for r in rows if r["precision"] == "fp32")
+    assert "native" in (bundle.path / "report.md").read_text()
+
+
+def test_the_kernels_travel_with_the_artifact(bundle):
+    native = [a for a in bundle.artifacts if a.scan == "native"]
+    for artifact in native:
+        assert artifact.files[-1] == kernels.file_name(artifact.runtime)
+        assert (artifact.folder / artifact.files[-1]).is_file()
+
+
+def test_the_bundle_verifies_and_runs_without_a_build(bundle, monkeypatch):
+    monkeypatch.setattr(kernels, "build", lambda *_, **__: pytest.fail("compiled on the device"))
+    assert {r["status"] for r in bundle.verify()} == {"ok"}
+    estimates = bundle.separate(0.1 * np.random.default_rng(0).standard_normal(bundle.sample_rate_hz))
+    assert estimates.shape == (bundle.sources, bundle.sample_rate_hz)
+
+
+def test_the_quantized_share_is_of_all_multiplications(bundle):
+    (quantize,) = [p for p in bundle.manifest["passes"] if p["pass"] == "quantize"]
+    assert 0.1 < quantize["report"]["quantized_macs_share"] < 1
+
+
+def test_a_separator_without_a_scan_refuses_native(golden, mixtures, tmp_path):
+    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, target("onnxruntime"))
+    with pytest.raises(InputError, match="TDANet has no selective scan; leave out"):
+        deploy(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorrt_rtx_refuses_plug_ins(tmp_path):
+    module = runtime("tensorrt")
+    if module.PACKAGE != "tensorrt-rtx":
+        pytest.skip("this machine has TensorRT itself, which takes plug-ins")
+    with pytest.raises(UnsupportedError, match='takes no plug-ins; leave scan = "portable"'):
+        module.build(tmp_path / "model.onnx", tmp_path, "fp32", {}, tmp_path / "library.so")
+
+
+def test_the_manifest_holds_the_form(bundle):
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    assert {a["scan"] for a in manifest["artifacts"]} == {"portable", "native"}
