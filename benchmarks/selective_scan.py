@@ -169,19 +169,27 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
                 spinless = {"spin": False} if name == "onnxruntime" else {}
                 runner = module.Runner(folder, files, "fp32", threads, **spinless)
                 runners[name, form] = stack.enter_context(runner)
-        calls = {key: (lambda run=run: run.run({"mixture": x})["estimates"]) for key, run in runners.items()}
+        found: dict[tuple[str, str], np.ndarray] = {}
 
-        def without_kernels() -> np.ndarray:
-            found = kernels.core_if_possible
+        def timed(key: tuple[str, str], run: Any) -> Callable[[], None]:
+            def call() -> None:
+                found[key] = run.run({"mixture": x})["estimates"]
+
+            return call
+
+        calls = {key: timed(key, run) for key, run in runners.items()}
+        eager_reference = timed(("eager", "reference"), eager)
+
+        def without_kernels() -> None:
+            usual = kernels.core_if_possible
             kernels.core_if_possible = lambda: None
             try:
-                return calls["eager", "native"]()
+                eager_reference()
             finally:
-                kernels.core_if_possible = found
+                kernels.core_if_possible = usual
 
         calls = {("eager", "reference"): without_kernels, **calls}
-        wanted = without_kernels()
-        times = measure.paired_ms(calls, seconds, least=3)
+        times = measure.paired_ms(calls, seconds, least=3, warm=1)
         rows = []
         for (name, form), spent in times.items():
             ratio, low, high = spread(spent, times["eager", "reference"])
@@ -195,7 +203,7 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
                     "faster": round(ratio, 2),
                     "low": round(low, 2),
                     "high": round(high, 2),
-                    "output_snr_db": round(output_snr_db(calls[name, form](), wanted), 1),
+                    "output_snr_db": round(output_snr_db(found[name, form], found["eager", "reference"]), 1),
                     "rounds": len(spent),
                 }
             )

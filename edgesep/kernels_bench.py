@@ -66,9 +66,9 @@ def bench(
                 return native.scan(given, y, threads=count, delta_softplus=True)[0]
 
             cases = {(isa, count): (lambda isa=isa, count=count: run(isa, count)) for isa in sets for count in threads}
-            times = measure.paired_ms({f"{i}": call for i, call in enumerate(cases.values())}, seconds * len(cases))
+            times = measure.paired_ms(cases, seconds * len(cases))
             updates = batch * length * CHANNELS * STATE
-            for (isa, count), spent in zip(cases, times.values(), strict=True):
+            for (isa, count), spent in times.items():
                 got = run(isa, count)[:2]
                 noise = ((got - wanted) ** 2).sum()
                 rows.append(

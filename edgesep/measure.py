@@ -148,12 +148,14 @@ def measure_apart(job: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def paired_ms(calls: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+def paired_ms(
+    calls: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 5, warm: int = 2
+) -> dict[Any, list[float]]:
     """Time several calls A B C A B C ... in one run, so that whatever else the machine does hits all alike."""
     for call in calls.values():
-        for _ in range(2):
+        for _ in range(warm):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Any, list[float]] = {name: [] for name in calls}
     until = time.perf_counter() + seconds
     while min(map(len, times.values())) < least or time.perf_counter() < until:
         for name, call in calls.items():

@@ -9,7 +9,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper
 
-from edgesep import UnsupportedError, kernels
+from edgesep import InputError, UnsupportedError, kernels
 from edgesep.ops import causal_conv, onnx_forms, selective_scan, selective_scan_onnx
 from edgesep.verify import output_snr_db
 
@@ -130,6 +130,14 @@ def test_functions_stand_in_for_the_kernels_and_are_taken_back():
     assert made == before
 
 
+def test_nodes_for_plugins_have_no_gaps_and_say_which_inputs_they_have():
+    before = scan_model(scan_inputs(leave_out=("z", "initial_state")), delta_softplus=1)
+    (node,) = onnx.load_from_string(onnx_forms.for_plugins(before.SerializeToString())).graph.node
+    assert list(node.input) == ["u", "delta", "A", "B", "C", "D", "delta_bias"]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    assert attributes == {"delta_softplus": 1, "given": 0b010111111, "plugin_namespace": b"edgesep"}
+
+
 def test_threads_of_the_session_split_the_rows_without_a_trace():
     given = scan_inputs(batch=5, channels=50)
     found = []
@@ -186,6 +194,27 @@ def test_an_artifact_with_the_kernels_of_another_machine_gives_the_command(tmp_p
         kernels.library_among("openvino", tmp_path, foreign)
     built = kernels.library("openvino")
     assert kernels.library_among("openvino", tmp_path, foreign) == built
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "cuda-tests"])
+def test_without_a_cuda_compiler_the_error_names_what_to_install(name, monkeypatch):
+    monkeypatch.setattr(kernels.shutil, "which", lambda tool, **_: None if tool == "nvcc" else f"/usr/bin/{tool}")
+    with pytest.raises(UnsupportedError, match="nvcc is not found; install the CUDA toolkit"):
+        kernels.build(name)
+
+
+def test_without_tensorrt_the_error_names_its_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels.shutil, "which", lambda tool, **_: f"/usr/bin/{tool}")
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
+    with pytest.raises(UnsupportedError, match="set TENSORRT_INCLUDE_DIR to the folder that holds it"):
+        kernels.build("tensorrt")
+
+
+def test_kernels_for_no_known_runtime_or_target_are_refused():
+    with pytest.raises(InputError, match="there are for onnxruntime, openvino, tensorrt"):
+        kernels.build("tflite")
+    with pytest.raises(InputError, match="known are x86_64, aarch64"):
+        kernels.build("onnxruntime", target="riscv64")
 
 
 def test_openvino_for_another_machine_is_built_there(monkeypatch):

@@ -51,6 +51,14 @@ def test_every_command_runs(workplace):
     run([sys.executable, "-c", blocks("python")[0]], workplace)
 
 
+def test_kernels_are_built_and_timed(tmp_path):
+    build, bench, test = (line.split("#")[0].split() for line in blocks("sh")[1].splitlines())
+    built = run(build, tmp_path).splitlines()
+    assert all(Path(line).is_file() for line in built)
+    assert "avx2" in run(bench, tmp_path) or "baseline" in run(bench, tmp_path)
+    assert test == ["edgesep", "kernels", "test"]  # run by the kernels' own test
+
+
 def test_tables_are_those_of_the_recorded_results():
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"],

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import onnx
-from onnx import inliner
+from onnx import helper, inliner
 
 from edgesep import ops
 from edgesep.onnx_edit import fold_rearranged
@@ -96,3 +96,21 @@ def write_form(model: Path, out: Path, *, native: bool, chunked: bool) -> None:
         shutil.copyfile(model, out)
     else:
         onnx.save(portable(onnx.load(model), chunked), out)
+
+
+def for_plugins(model: bytes) -> bytes:
+    """A serialized model in the form in which TensorRT's parser finds the plug-ins.
+
+    Their inputs have no gaps: ``given`` says which of the contract's inputs there are (bit i: input i). The namespace
+    stands in an attribute too, where releases before 10.10 look for it.
+    """
+    made = onnx.load_from_string(model)
+    for node in _own(made):
+        given = sum(1 << i for i, name in enumerate(node.input) if name)
+        there = [name for name in node.input if name]
+        del node.input[:]
+        node.input.extend(there)
+        node.attribute.extend(
+            [helper.make_attribute("given", given), helper.make_attribute("plugin_namespace", DOMAIN)]
+        )
+    return bytes(made.SerializeToString())

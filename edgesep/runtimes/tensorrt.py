@@ -53,6 +53,11 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         from edgesep.lstm_scan import scans_for_lstms  # needs the onnx package; graphs without LSTMs do not
 
         text = scans_for_lstms(text)
+    if library is not None:
+        from edgesep.ops.onnx_forms import for_plugins  # needs the onnx package too
+
+        trt.get_plugin_registry().load_library(str(library))
+        text = for_plugins(text)
     if not parser.parse(text):
         said = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BuildError(f"{version()} does not parse {model.name}: {said}")
@@ -62,6 +67,8 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         tensor = network.get_input(i)
         profile.set_shape(tensor.name, *shapes[tensor.name])
     config.add_optimization_profile(profile)
+    if library is not None:
+        config.plugins_to_serialize = [str(library)]  # the engine then brings its plug-ins along
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildError(f"{version()} does not build {model.name}: {'; '.join(log.errors[-3:]) or 'no reason given'}")
