@@ -28,6 +28,7 @@ import onnxruntime
 import openvino
 import torch
 from onnx import TensorProto, helper
+from paper_tables import PUBLISHED
 from runtimes import spread
 
 from edgesep import graph, kernels, measure
@@ -39,17 +40,7 @@ from edgesep.separators import spmamba
 from edgesep.verify import output_snr_db
 
 HERE = Path(__file__).parent
-PUBLISHED = {
-    "n_srcs": 2,
-    "n_fft": 512,
-    "stride": 128,
-    "n_layers": 6,
-    "attn_n_head": 4,
-    "attn_approx_qk_dim": 512,
-    "emb_dim": 16,
-    "emb_ks": 8,
-    "emb_hs": 1,
-}
+SPMAMBA = next(size for size in PUBLISHED if size.name == "SPMamba")
 
 
 def session(model: onnx.ModelProto, threads: int, native: bool) -> onnxruntime.InferenceSession:
@@ -150,8 +141,8 @@ def operator(threads: int, seconds: float) -> list[dict[str, Any]]:
 def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
     """SPMamba at its published size; rows by runtime and form of the scan."""
     torch.manual_seed(0)
-    separator = spmamba.create(PUBLISHED, 16000)
-    x = separator.example_inputs(16000)[0].numpy()
+    separator = spmamba.create(SPMAMBA.config, SPMAMBA.rate)
+    x = separator.example_inputs(SPMAMBA.rate)[0].numpy()
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as root:
         exported = Path(root, "model.onnx")
         graph.export_onnx(separator, separator.module, exported)

@@ -87,23 +87,30 @@ golden = 2
 [[passes]]
 pass = "quantize"
 method = "onnxruntime"
-[[targets]]
-runtime = "onnxruntime"
-[[targets]]
-runtime = "onnxruntime"
-precision = "int8"
-[[targets]]
-runtime = "openvino"
+{targets}
 [criteria]
 max_si_snr_drop_db = 3.0
 """
 
 
+def target(name: str, precision: str = "fp32", **more: str) -> str:
+    """A target's section of a recipe."""
+    lines = {"runtime": name, "precision": precision, **more}
+    return "[[targets]]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items())
+
+
+TARGETS = target("onnxruntime") + target("onnxruntime", "int8") + target("openvino")
+
+
+def write_recipe(folder: Path, checkpoint: Path, mixtures: Path, *targets: str) -> Path:
+    file = folder / "recipe.toml"
+    file.write_text(RECIPE.format(checkpoint=checkpoint, mixtures=mixtures, targets="".join(targets)))
+    return file
+
+
 @pytest.fixture(scope="session")
 def recipe(golden, mixtures, tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    file.write_text(RECIPE.format(checkpoint=golden("tdanet_small").checkpoint, mixtures=mixtures))
-    return file
+    return write_recipe(tmp_path_factory.mktemp("recipe"), golden("tdanet_small").checkpoint, mixtures, TARGETS)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ CONFIG = {
     "enc_kernel_size": 8,
     "num_sources": 1,
 }
-RECIPE = conftest.RECIPE.replace("drop_db = 3.0", "drop_db = 30.0")  # random weights give no figure to keep
+# Random weights give no figure to keep.
+RECIPE = conftest.RECIPE.replace("drop_db = 3.0", "drop_db = 30.0").replace("{targets}", conftest.TARGETS)
 
 
 @pytest.fixture(scope="module")

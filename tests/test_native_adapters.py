@@ -228,6 +228,7 @@ def test_the_plain_tests_pass_under_the_sanitizers():
     assert passed, [line for line in said if not line.startswith("ok")]
 
 
+@pytest.mark.slow  # an emulator
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
     reason="needs g++-aarch64-linux-gnu and qemu-user",

@@ -63,6 +63,19 @@ def _start(given: bool) -> list[NodeProto]:
     ]
 
 
+def _loop(step: Any, over: str, reverse: bool) -> NodeProto:
+    """ONNX's Scan of ``step`` over the sequences of that name, from ``start`` to ``last_state``."""
+    return _node(
+        "Scan",
+        f"start dt_{over} x_{over} B_{over} C_{over}",
+        f"last_state y_{over}",
+        body=step,
+        num_scan_inputs=4,
+        scan_input_directions=[int(reverse)] * 4,
+        scan_output_directions=[int(reverse)],
+    )
+
+
 def _values(names: str) -> list[Any]:
     return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names.split()]
 
@@ -91,15 +104,7 @@ def _steps(reverse: bool) -> list[NodeProto]:
     )
     return [
         *(_node("Transpose", name, f"{name}_steps", perm=[1, 0, 2]) for name in ("dt", "x", "B", "C")),
-        _node(
-            "Scan",
-            "start dt_steps x_steps B_steps C_steps",
-            "last_state y_steps",
-            body=step,
-            num_scan_inputs=4,
-            scan_input_directions=[int(reverse)] * 4,
-            scan_output_directions=[int(reverse)],
-        ),
+        _loop(step, "steps", reverse),
         _node("Transpose", "y_steps", "scanned", perm=[1, 0, 2]),
     ]
 
@@ -184,15 +189,7 @@ def _chunks(reverse: bool) -> list[NodeProto]:
     return [
         *fill,
         *split,
-        _node(
-            "Scan",
-            "start dt_chunks x_chunks B_chunks C_chunks",
-            "last_state y_chunks",
-            body=step,
-            num_scan_inputs=4,
-            scan_input_directions=[int(reverse)] * 4,
-            scan_output_directions=[int(reverse)],
-        ),
+        _loop(step, "chunks", reverse),
         _node("Transpose", "y_chunks", "y_split", perm=[1, 0, 2, 3]),
         _node("Concat", "batch_now filled dt_width", "y_size", axis=0),
         _node("Reshape", "y_split y_size", "y_filled"),
