@@ -53,6 +53,7 @@ def child(job: dict[str, Any]) -> None:
         block_s=job["block_s"],
         runtime=job["runtime"],
         precision=job["precision"],
+        scan=job.get("scan"),
         threads=1,
     )
     seconds = time.perf_counter() - start
@@ -88,7 +89,7 @@ def main() -> None:
         np.savez(Path(folder, "inputs.npz"), **arrays)
         files = {"bundle": str(args.bundle), "inputs": f"{folder}/inputs.npz", "out": f"{folder}/out.npy"}
         for artifact, block_s in itertools.product(runnable, (None, *args.blocks)):
-            how = {"runtime": artifact.runtime, "precision": artifact.precision, "block_s": block_s}
+            how = artifact.label() | {"block_s": block_s}
             row, estimates = separated(files | how)
             if block_s is None:
                 whole = estimates

@@ -67,6 +67,23 @@ def scan() -> str:
     return "\n".join(lines) + f"\n\nMeasured on {cpu}, whose matrix products reach {rates}."
 
 
+def long_files() -> str:
+    """A minute through every artifact: whole, and in blocks."""
+    found: dict[tuple[str, ...], dict[float | None, dict[str, Any]]] = {}
+    for row in rows("long_files"):
+        form = row["precision"] + (f", {row['scan']} scan" if "scan" in row else "")
+        found.setdefault((row["separator"], row["runtime"], form), {})[row["block_s"]] = row
+    lengths = sorted({block for by_block in found.values() for block in by_block if block})
+    heads = [f"{block:g} s blocks: peak MB, SNR to whole" for block in lengths]
+    lines = ["| separator | runtime | precision | whole: peak MB | " + " | ".join(heads) + " |"]
+    lines.append("|" + "---|" * (4 + len(heads)))
+    for artifact, by_block in found.items():
+        parts = [f"{by_block[None].get('peak_mb', 'failed')}"]
+        parts += [f"{by_block[b]['peak_mb']}, {by_block[b]['snr_to_whole_db']:.1f} dB" for b in lengths]
+        lines.append(f"| {' | '.join(artifact)} | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
 def demos() -> str:
     lines = [
         "| separator | parameters | rate | SI-SNRi, unseen voices | training | seed |",
@@ -94,7 +111,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, scan, papers, demos):
+    for make in (demo, runtimes, scan, long_files, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

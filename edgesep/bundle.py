@@ -148,7 +148,7 @@ class Bundle:
         self.artifacts = tuple(Artifact.from_json(a, path) for a in manifest["artifacts"])
         self.criteria = Criteria(**manifest["criteria"])
 
-    def artifact(self, runtime: str | None = None, precision: str | None = None) -> Artifact:
+    def artifact(self, runtime: str | None = None, precision: str | None = None, scan: str | None = None) -> Artifact:
         """The first artifact that fits and can run here.
 
         Raises:
@@ -157,10 +157,13 @@ class Bundle:
         fitting = [
             a
             for a in self.artifacts
-            if (runtime is None or a.runtime == runtime) and (precision is None or a.precision == precision)
+            if all(
+                asked in (None, held)
+                for asked, held in ((runtime, a.runtime), (precision, a.precision), (scan, a.scan))
+            )
         ]
         if not fitting:
-            asked = " ".join(x for x in (runtime, precision) if x)
+            asked = " ".join(x for x in (runtime, precision, scan and f"{scan} scan") if x)
             held = ", ".join(a.name for a in self.artifacts)
             raise UnsupportedError(f"{self.path} holds no artifact for {asked}; it holds {held}")
         reasons = []
@@ -176,9 +179,16 @@ class Bundle:
                 return found
         raise UnsupportedError("; ".join(dict.fromkeys(reasons)))
 
-    def runner(self, runtime: str | None = None, *, precision: str | None = None, threads: int | None = None) -> Any:
+    def runner(
+        self,
+        runtime: str | None = None,
+        *,
+        precision: str | None = None,
+        scan: str | None = None,
+        threads: int | None = None,
+    ) -> Any:
         """A runner, to be entered: ``with bundle.runner("onnxruntime") as r: r.run({"mixture": x})``."""
-        return self.artifact(runtime, precision).runner(threads)
+        return self.artifact(runtime, precision, scan).runner(threads)
 
     def separating(self, artifact: Artifact, threads: int | None = None) -> Separating:
         return Separating(artifact, self.manifest["separator"], threads)
@@ -192,6 +202,7 @@ class Bundle:
         block_s: float | None = None,
         runtime: str | None = None,
         precision: str | None = None,
+        scan: str | None = None,
         threads: int | None = None,
     ) -> np.ndarray:
         """Separate ``(samples,)`` or ``(batch, samples)`` at ``sample_rate_hz`` → sources on the second last axis.
@@ -200,6 +211,7 @@ class Bundle:
             mouth: video of the wanted speaker's mouth, for audio-visual separators (one mixture at a time).
             late_s: how much later than the audio the video starts.
             block_s: separate in overlapping blocks of this length, in bounded memory (see ``blocks``).
+            runtime, precision, scan: which artifact; by default the first that can run here.
 
         Raises:
             InputError: too short, silent, or with NaN; video missing, or of another length than the audio.
@@ -217,7 +229,7 @@ class Bundle:
         shortest_s = self.min_samples / self.sample_rate_hz
         if block_s is not None and not block_s >= 2 * shortest_s:
             raise InputError(f"blocks of {block_s} s are too short, {self.name} needs at least {2 * shortest_s:.3f} s")
-        with self.separating(self.artifact(runtime, precision), threads) as run:
+        with self.separating(self.artifact(runtime, precision, scan), threads) as run:
             if block_s is None:
                 estimates = run(*inputs)
             else:

@@ -216,6 +216,7 @@ def separate(
     out: Annotated[Path, typer.Option(help="folder for one WAV per source")],
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
+    scan: Annotated[str | None, typer.Option(help="SPMamba: native or portable")] = None,
     threads: Threads = None,
     mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
     late_s: Annotated[float, typer.Option(min=0, help="seconds by which the video starts after the audio")] = 0.0,
@@ -237,7 +238,14 @@ def separate(
     with progress() as tick:
         tick(0, 0, f"separating {audio.name}")
         estimates = opened.separate(
-            mixture, seen, late_s=late_s, block_s=block_s, runtime=runtime, precision=precision, threads=threads
+            mixture,
+            seen,
+            late_s=late_s,
+            block_s=block_s,
+            runtime=runtime,
+            precision=precision,
+            scan=scan,
+            threads=threads,
         )
     estimates = sound.resample(estimates, opened.sample_rate_hz, rate)
     try:

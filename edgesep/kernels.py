@@ -258,8 +258,8 @@ def run_tests(target: str | None = None, sanitize: bool = True) -> tuple[bool, l
         UnsupportedError: qemu is missing.
     """
     foreign = target not in (None, platform.machine())
-    # An emulated sanitizer needs its own libraries and finds nothing that the native one does not, and the CUDA kernels'
-    # logic is the same on every machine.
+    # An emulated sanitizer needs its own libraries and finds nothing that the native one does not. The CUDA kernels'
+    # logic is the same everywhere.
     options = ["-DEDGESEP_SANITIZE=ON"] if sanitize and not foreign else []
     folder, before = build("tests", *options, target=target), []
     if foreign:

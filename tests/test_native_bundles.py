@@ -52,6 +52,13 @@ def test_the_bundle_verifies_and_runs_without_a_build(bundle, monkeypatch):
     assert estimates.shape == (bundle.sources, bundle.sample_rate_hz)
 
 
+def test_the_form_of_the_scan_can_be_asked_for(bundle):
+    assert bundle.artifact("onnxruntime", "fp32").scan == "portable"  # the first one
+    assert bundle.artifact("onnxruntime", scan="native").scan == "native"
+    with pytest.raises(UnsupportedError, match="no artifact for openvino portable scan"):
+        bundle.artifact("openvino", scan="portable")
+
+
 def test_the_quantized_share_is_of_all_multiplications(bundle):
     (quantize,) = [p for p in bundle.manifest["passes"] if p["pass"] == "quantize"]
     assert 0.1 < quantize["report"]["quantized_macs_share"] < 1
