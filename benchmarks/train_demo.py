@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin from this checkpoint's weights (default: random)")
     parser.add_argument("--steps", type=int, help="default: as in demos.toml")
     parser.add_argument("--lr", type=float, help="default: as in demos.toml")
+    parser.add_argument("--seconds", type=float, help="length of the training mixtures (default: as in demos.toml)")
     parser.add_argument("--iterations", type=int, help="with --start: another number of iterations (num_blocks)")
     parser.add_argument("--ordered-steps", type=int, help="first steps without permutations (default: demos.toml)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -194,7 +195,8 @@ def main() -> None:
     run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(demo["seed"])
-    rate, samples = demo["sample_rate"], int(demo["seconds"] * demo["sample_rate"])
+    rate = demo["sample_rate"]
+    samples = int((args.seconds or demo["seconds"]) * rate)
     steps = args.steps or demo["steps"]
 
     train = speech(run, "train", rate, demo["utterances"])
