@@ -387,11 +387,3 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     yield from sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-
-
-@contextlib.contextmanager
-def golden_writer(path: Path) -> Iterator[dict[str, Any]]:
-    """Collect arrays and write ``golden.npz`` at the end."""
-    arrays: dict[str, Any] = {}
-    yield arrays
-    np.savez_compressed(path, **arrays)

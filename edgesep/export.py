@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 
 from edgesep import graph, kernels, verify
-from edgesep.line import ENGINE_LENGTHS_S, ODD_LENGTHS_S, claim
+from edgesep.golden import ODD_LENGTHS_S
+from edgesep.line import ENGINE_LENGTHS_S, claim
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import bundle, graph, kernels, measure, passes, verify, video
+from edgesep import bundle, golden, graph, kernels, measure, passes, verify
 from edgesep.calibration import MixtureSet
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
@@ -33,8 +33,6 @@ from edgesep.separators.base import resize
 from edgesep.spec import InputError, UnsupportedError, VerificationError
 from edgesep.store import Store, file_digest, replace_folder
 
-#: Lengths in seconds of the shape check, for batch 1 and 2; none is a multiple of anything in a separator.
-ODD_LENGTHS_S = (0.4999, 1.0371, 1.8213)
 ENGINE_LENGTHS_S = (0.25, 1.0, 10.0)  # optimisation profile of runtimes that need one
 
 
@@ -135,7 +133,8 @@ class Line:
         front = self.original.front_end
         front_models = self._models(front, key | {"graph": "front end"}, reports) if front else {}
         facts = self._facts(separator)
-        self._write_golden(references, partial)
+        cases = golden.cases(self.original, self.test)
+        golden.write(partial / "golden.npz", self.test, references, self.recipe.data.golden, cases)
         artifacts = []
         for target in self.recipe.targets:
             artifact = self._build(target, separator, models, partial / "artifacts")
@@ -144,7 +143,6 @@ class Line:
                 artifact = replace(artifact, front_end=built, note=artifact.note or built.note)
             artifacts.append(artifact)
         rows = [self._eager_row(references)]
-        cases = self._cases()
         for artifact in artifacts:
             rows.append(self._row(artifact, references, cases, facts))
         ok = not any(row["misses"] for row in rows)
@@ -296,40 +294,6 @@ class Line:
             return replace(artifact, note=str(e))
         return artifact
 
-    def _cases(self) -> list[tuple[verify.Inputs, np.ndarray]]:
-        """Inputs of odd lengths, batch 1 and 2, with the original's estimates."""
-        cases = []
-        rate, items = self.original.sample_rate_hz, [self.test[i % len(self.test)] for i in (0, 1)]
-        for seconds in ODD_LENGTHS_S:
-            n = int(seconds * rate)
-            parts = [replace(m, mixture=np.resize(m.mixture, n), mouth=_resized(m.mouth, n, rate)) for m in items]
-            for batch in (parts[:1], parts):
-                inputs = tuple(np.concatenate(arrays) for arrays in zip(*(m.inputs() for m in batch), strict=True))
-                cases.append((inputs, self.original(*inputs).numpy()))
-        return cases
-
-    def _write_golden(self, references: list[np.ndarray], partial: Path) -> None:
-        count = min(self.recipe.data.golden, len(self.test))
-        chosen = np.linspace(0, len(self.test) - 1, count).round().astype(int)
-        cases = self._cases()
-        rate = self.original.sample_rate_hz
-        with bundle.golden_writer(partial / "golden.npz") as arrays:
-            arrays |= {"items": count, "cases": len(cases)}
-            for i, index in enumerate(chosen):
-                item = self.test[int(index)]
-                arrays |= {
-                    f"mixture_{i}": item.mixture,
-                    f"sources_{i}": item.sources,
-                    f"original_{i}": references[index],
-                }
-                if item.mouth is not None:
-                    arrays[f"mixture_mouth_{i}"] = item.mouth[None]
-            for i, (inputs, original) in enumerate(cases):
-                arrays |= {f"case_{i}": inputs[0], f"case_original_{i}": original}
-                shown = [_resized(self.test[j].mouth, inputs[0].shape[1], rate) for j in range(len(inputs[0]))]
-                if shown[0] is not None:
-                    arrays[f"case_mouth_{i}"] = np.stack([v for v in shown if v is not None])
-
     def _judge(self, separate: verify.Separate, references: list[np.ndarray], text: str) -> verify.Quality:
         count = [0]
 
@@ -412,13 +376,6 @@ def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separat
     module = copy.deepcopy(separator.module)
     resize(module, state)
     return replace(separator, module=module.eval(), parameters=sum(p.numel() for p in module.parameters()))
-
-
-def _resized(mouth: np.ndarray | None, samples: int, rate: int) -> np.ndarray | None:
-    """Mouth video of that many samples, repeated where it is too short."""
-    if mouth is None:
-        return None
-    return np.resize(mouth, (video.frames_for(samples, rate), *mouth.shape[1:]))
 
 
 def claim(out: Path) -> Path:
