@@ -180,7 +180,7 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
                 kernels.core_if_possible = usual
 
         calls = {("eager", "reference"): without_kernels, **calls}
-        times = measure.paired_ms(calls, seconds, least=3, warm=1)
+        times = measure.paired_ms(calls, seconds, least=2, warm=1)
         rows = []
         for (name, form), spent in times.items():
             ratio, low, high = spread(spent, times["eager", "reference"])

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgesep import blocks, measure, verify, video
+from edgesep import blocks, kernels, measure, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, UnsupportedError, VerificationError
 
@@ -56,6 +56,16 @@ class Artifact:
     @property
     def name(self) -> str:
         return f"{self.runtime} {self.precision}" + (", native scan" if self.scan == "native" else "")
+
+    def available(self) -> None:
+        """Check that this machine has what the artifact needs.
+
+        Raises:
+            UnsupportedError: its runtime is not installed, or its native kernels were built for another machine.
+        """
+        runtime(self.runtime)
+        for graph in self.graphs():
+            kernels.library_among(graph.runtime, graph.folder, list(graph.files))
 
     def label(self) -> dict[str, Any]:
         """What tells it from the others, at the head of its rows."""
@@ -172,7 +182,7 @@ class Bundle:
                 reasons.append(f"{found.name}: {found.note}")
                 continue
             try:
-                _import(found.runtime)
+                found.available()
             except UnsupportedError as e:
                 reasons.append(str(e))
             else:
@@ -325,16 +335,12 @@ def bench_row(
         "seconds": seconds,
     }
     try:
-        _import(artifact.runtime)
+        artifact.available()
         row |= {"status": "ok", **measure.measure_apart(job)}
     except UnsupportedError as e:
         return row | {"status": "not run", "note": str(e)}
     row["rtf"] = round(row["p50_ms"] / 1e3, 5)  # queries are one second of audio
     return row | {"environment": measure.environment()}
-
-
-def _import(name: str) -> None:
-    runtime(name)
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -325,7 +325,7 @@ def main() -> None:
     except EdgesepError as e:
         sys.exit(_say(e))
     except OSError as e:
-        reason = "the disk is full; free some space" if e.errno == 28 else e.strerror
+        reason = "the disk is full; free some space" if e.errno == 28 else e.strerror or e
         where = f" ({e.filename})" if e.filename else ""
         sys.exit(_say(f"{reason}{where}"))
 

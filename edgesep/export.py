@@ -66,6 +66,7 @@ def _export(
     graph.export_onnx(separator, separator.module, model)
     library = None
     if native and onnx_forms.is_native(onnx.load(model)):
+        kernels.refuse_without(module)
         tick(0, 0, f"compiling the native kernels for {name}")
         library = folder / kernels.file_name(name)
         shutil.copyfile(kernels.library(name), library)

@@ -18,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -162,8 +163,13 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     cmake, ninja = tool("cmake"), tool("ninja")
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    scratch.mkdir(parents=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as e:
+        raise UnsupportedError(
+            f"{folder.parent} cannot be written ({e.strerror}); set EDGESEP_CACHE to a folder"
+        ) from e
     log.info("compiling the native kernels (%s) with %s", kind, version)
     try:
         made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options, "-S", str(SOURCES), "-B", str(scratch)]
@@ -183,6 +189,12 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def refuse_without(module: Any) -> None:
+    """Refuse a runtime module that takes no native kernels, before any are compiled for it."""
+    if not getattr(module, "TAKES_KERNELS", True):
+        raise UnsupportedError(f'{module.PACKAGE} takes no native kernels; leave scan = "portable" for this target')
 
 
 def library(kind: str, target: str | None = None) -> Path:
@@ -219,7 +231,11 @@ def core() -> ctypes.CDLL:
     Raises:
         UnsupportedError, BuildError: as ``build``.
     """
-    loaded = ctypes.CDLL(str(library("core")))
+    path = library("core")
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise UnsupportedError(f"{path} cannot be loaded: {e}") from e
     loaded.edgesep_instruction_set.restype = ctypes.c_char_p
     for name in ("edgesep_scan_rows", "edgesep_conv_rows", "edgesep_scan_backward_workspace"):
         getattr(loaded, name).restype = ctypes.c_int64

@@ -171,6 +171,7 @@ class Line:
             "name": self.original.name,
             "rate": self.original.sample_rate_hz,
             "front_end": file_digest(self.recipe.separator.front_end) if self.recipe.separator.front_end else None,
+            "kernels": kernels.sources_digest(),
         }
 
     def _references(self, key: dict[str, Any]) -> list[np.ndarray]:
@@ -257,6 +258,7 @@ class Line:
             raise InputError(f'{separator.name} has no selective scan; leave out scan = "native"')
         library = None
         if native and scans:
+            kernels.refuse_without(module)
             self.tick(0, 0, f"compiling the native kernels for {target.runtime}")
             library = kernels.library(target.runtime)
 

@@ -95,6 +95,7 @@ def fold_rearranged(model: onnx.ModelProto) -> None:
             graph.initializer.append(constants[node.output[0]])
             folded.append(node)
     used = {name for node in nodes(graph) if node not in folded for name in node.input}
+    used |= {o.name for o in graph.output}
     kept = [n for n in graph.node if n not in folded and (n.op_type != "Constant" or n.output[0] in used)]
     del graph.node[:]
     graph.node.extend(kept)

@@ -75,7 +75,7 @@ def test_tensorrt_rtx_refuses_plug_ins(tmp_path):
     module = runtime("tensorrt")
     if module.PACKAGE != "tensorrt-rtx":
         pytest.skip("this machine has TensorRT itself, which takes plug-ins")
-    with pytest.raises(UnsupportedError, match='takes no plug-ins; leave scan = "portable"'):
+    with pytest.raises(UnsupportedError, match='takes no native kernels; leave scan = "portable"'):
         module.build(tmp_path / "model.onnx", tmp_path, "fp32", {}, tmp_path / "library.so")
 
 

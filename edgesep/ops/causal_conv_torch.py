@@ -18,6 +18,9 @@ from edgesep.ops.selective_scan_torch import pointers
 @torch.library.custom_op("edgesep::causal_conv1d_silu", mutates_args=(), device_types="cpu")
 def conv_op(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
     """``(b, L, D)``, ``(D, taps)``, ``(D)`` float32 → ``(b, L, D)``; over the future instead if ``reverse``."""
+    for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}, expected torch.float32")
     check(x=tuple(x.shape), weight=tuple(weight.shape), bias=tuple(bias.shape))
     library = kernels.core_if_possible()
     if library is None:

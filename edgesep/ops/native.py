@@ -13,6 +13,7 @@ import numpy as np
 
 from edgesep import kernels
 from edgesep.ops import selective_scan
+from edgesep.spec import UnsupportedError
 
 FLOATS, SIZE, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 SCAN_INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -59,9 +60,15 @@ def scan(
 
     Raises:
         ValueError: shapes that do not belong together.
-        UnsupportedError, BuildError: there are no kernels and none can be built here.
+        UnsupportedError, BuildError: more states than the kernels take, or no kernels and none can be built here.
     """
+    if absent := [k for k in SCAN_INPUTS[:5] if k not in inputs]:
+        raise ValueError(f"{absent[0]} is missing")
     selective_scan.check(**{k: v.shape for k, v in inputs.items()})
+    if inputs["A"].shape[1] > selective_scan.MAX_STATE:
+        raise UnsupportedError(f"A has {inputs['A'].shape[1]} states, the kernels take {selective_scan.MAX_STATE}")
+    if y is not None and (y.dtype != np.float32 or y.shape != inputs["u"].shape or not y.flags.c_contiguous):
+        raise ValueError(f"y is {y.dtype} {y.shape}, expected contiguous float32 {inputs['u'].shape}")
     dense = {k: np.ascontiguousarray(v, np.float32) for k, v in inputs.items()}
     sizes = (*dense["u"].shape, dense["A"].shape[1])
     dense["y"] = np.empty_like(dense["u"]) if y is None else y

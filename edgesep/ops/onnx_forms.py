@@ -79,7 +79,7 @@ def original_names(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
 
 
 def portable(model: onnx.ModelProto, chunked: bool = False) -> onnx.ModelProto:
-    """A copy in standard operators alone; ``chunked`` for GPUs (see ``selective_scan_portable``)."""
+    """The model in standard operators alone, itself if it is; ``chunked`` for GPUs (``selective_scan_portable``)."""
     if not is_native(model):
         return model
     made = inliner.inline_local_functions(callable_anywhere(model, chunked))

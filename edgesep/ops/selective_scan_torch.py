@@ -68,7 +68,7 @@ def scan_op(
 @scan_op.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     del delta
-    return torch.empty_like(u), u.new_empty(u.shape[0], u.shape[2], A.shape[1])
+    return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(u.shape[0], u.shape[2], A.shape[1])
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

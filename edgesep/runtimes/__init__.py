@@ -2,7 +2,8 @@
 
 A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(model, folder, precision, shapes,
 library)`` → file names, and ``Runner(folder, files, precision, threads)``; optionally ``CHUNKED_SCAN``, which portable
-form of the selective scan suits it. It imports its own package and never torch (``eager`` excepted).
+form of the selective scan suits it, and ``TAKES_KERNELS``, whether it runs the native one. It imports its own package
+and never torch (``eager`` excepted).
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ class Runner:
             options["INFERENCE_NUM_THREADS"] = self.threads
         library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
-            compiled = _core(library).compile_model(self.model, "CPU", options)
+            self._core = _core(library)  # the extension holds the code of the compiled nodes
+            compiled = self._core.compile_model(self.model, "CPU", options)
         except RuntimeError as e:
             raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
         self._request = compiled.create_infer_request()
@@ -72,7 +73,7 @@ class Runner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._request
+        del self._request, self._core
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         result = self._request.infer(dict(feeds))

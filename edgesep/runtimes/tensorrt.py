@@ -26,6 +26,7 @@ except ImportError:
     PACKAGE = "tensorrt-rtx"
 
 PRECISIONS = ("fp32",)
+TAKES_KERNELS = PACKAGE == "tensorrt"  # TensorRT-RTX has no plug-ins
 CHUNKED_SCAN = True  # a GPU does sixteen steps in one iteration faster than one
 
 
@@ -41,8 +42,8 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(f"tensorrt builds {', '.join(PRECISIONS)} here, not {precision!r}")
-    if library is not None and PACKAGE == "tensorrt-rtx":
-        raise UnsupportedError(f'{PACKAGE} takes no plug-ins; leave scan = "portable" for this target')
+    if library is not None and not TAKES_KERNELS:
+        raise UnsupportedError(f'{PACKAGE} takes no native kernels; leave scan = "portable" for this target')
     log = _Log()
     builder = trt.Builder(log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -57,6 +58,8 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         from edgesep.ops.onnx_forms import for_plugins  # needs the onnx package too
 
         trt.get_plugin_registry().load_library(str(library))
+        if trt.get_plugin_registry().get_creator("SelectiveScan", "1", "edgesep") is None:
+            raise BuildError(f"{version()} does not load {library}: {'; '.join(log.errors[-3:]) or 'no reason given'}")
         text = for_plugins(text)
     if not parser.parse(text):
         said = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
@@ -67,8 +70,6 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         tensor = network.get_input(i)
         profile.set_shape(tensor.name, *shapes[tensor.name])
     config.add_optimization_profile(profile)
-    if library is not None:
-        config.plugins_to_serialize = [str(library)]  # the engine then brings its plug-ins along
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildError(f"{version()} does not build {model.name}: {'; '.join(log.errors[-3:]) or 'no reason given'}")

@@ -130,7 +130,7 @@ void scan(const EdgesepScan* s, int64_t first, int64_t end) {
 // The state of every step is recomputed into the workspace, then the recurrence is run backwards through it.
 void scan_backward(const EdgesepScanBackward* s, int64_t first, int64_t end) {
   const int64_t state = s->state, length = s->length, channels = s->channels;
-  Vec* const history = reinterpret_cast<Vec*>(s->workspace);  // (length, state) of 16 lanes
+  Vec* const history = reinterpret_cast<Vec*>(s->workspace);  // (length, state) of kLanes
   Vec* const sums = history + length * state;                 // dB and dC before lanes are added: (length, 2, state)
   for (int64_t item = first; item < end; ++item) {
     // Where step t of the recurrence lies in the tensors, in rows.

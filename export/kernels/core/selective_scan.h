@@ -5,7 +5,8 @@
 //   y_t = (h_t . C_t + D u_t) silu(z_t)
 //
 // u, delta, z, y (batch, length, channels); A (channels, state); B, C (batch, length, state); D, delta_bias (channels);
-// initial_state, last_state (batch, channels, state). All float, contiguous; optional pointers may be null.
+// initial_state, last_state (batch, channels, state). All float, contiguous; optional pointers may be null. y must not
+// overlap an input, because a row may be done twice; last_state may be initial_state.
 #pragma once
 #include <stdint.h>
 

@@ -23,7 +23,7 @@ __device__ void write(float* p, float x) { *p = x; }
 __device__ void write(__half* p, float x) { *p = __float2half_rn(x); }
 
 __device__ float silu(float x) { return x / (1.0f + expf(-x)); }
-__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))) + (x - x); }  // NaN stays NaN
+__device__ float softplus(float x) { return (x < 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x))); }  // NaN stays NaN
 
 template <class T>
 __device__ const T* as(const float* p) {

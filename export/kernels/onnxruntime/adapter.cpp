@@ -1,5 +1,6 @@
 // ONNX Runtime custom operators around the core: shapes checked, rows split over the session's own threads.
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <memory>
 #include <string>
@@ -163,27 +164,28 @@ struct Conv {
   }
 };
 
-const OrtApi* table = nullptr;  // of the process's ONNX Runtime; set when the library is registered
+std::atomic<const OrtApi*> table{nullptr};  // of the process's ONNX Runtime; set when the library is registered
 
 // The first output is shaped as the first input, symbolic dimensions included. A dimension without size or name would
 // become a size of -1, and an input whose shape is not known yet looks like a scalar: then nothing is said.
 OrtStatus* infer(const OrtCustomOp*, OrtShapeInferContext* context) {
-  return guarded(table, [context] {
+  const OrtApi* api = table;
+  return guarded(api, [api, context] {
     OrtTensorTypeAndShapeInfo* first = nullptr;
     must(ort::call<ort::ShapeInferContext_GetInputTypeShape>(
-        table, static_cast<const OrtShapeInferContext*>(context), size_t{0}, &first));
+        api, static_cast<const OrtShapeInferContext*>(context), size_t{0}, &first));
     const OrtTensorTypeAndShapeInfo* readable = first;
     size_t rank = 0;
-    must(ort::call<ort::GetDimensionsCount>(table, readable, &rank));
+    must(ort::call<ort::GetDimensionsCount>(api, readable, &rank));
     if (!rank) return;
     std::vector<int64_t> dims(rank);
     std::vector<const char*> names(rank, "");
-    must(ort::call<ort::GetDimensions>(table, readable, dims.data(), rank));
-    must(ort::call<ort::GetSymbolicDimensions>(table, readable, names.data(), rank));
+    must(ort::call<ort::GetDimensions>(api, readable, dims.data(), rank));
+    must(ort::call<ort::GetSymbolicDimensions>(api, readable, names.data(), rank));
     for (size_t i = 0; i < rank; ++i)
       if (dims[i] < 0 && !*names[i]) return;
     must(ort::call<ort::ShapeInferContext_SetOutputTypeShape>(
-        table, static_cast<const OrtShapeInferContext*>(context), size_t{0}, readable));
+        api, static_cast<const OrtShapeInferContext*>(context), size_t{0}, readable));
   });
 }
 
@@ -227,21 +229,22 @@ const OrtCustomOp* operation() {
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                 const OrtApiBase* base) {
-  table = base->GetApi(kOrtVersion);
-  if (!table) {  // the first functions of the table are the same in every version
+  const OrtApi* api = base->GetApi(kOrtVersion);
+  if (!api) {  // the first functions of the table are the same in every version
     const std::string why = std::string("the edgesep kernels need ONNX Runtime 1.17 or newer, this is ") +
                             base->GetVersionString() + "; pip install -U onnxruntime";
     return ort::call<ort::CreateStatus>(base->GetApi(1), static_cast<int>(ORT_FAIL), why.c_str());
   }
-  return guarded(table, [options] {
+  table = api;
+  return guarded(api, [api, options] {
     // One domain for every session: it is never changed after this, and sessions keep a pointer to it.
-    static OrtCustomOpDomain* const domain = [] {
+    static OrtCustomOpDomain* const domain = [api] {
       OrtCustomOpDomain* made = nullptr;
-      must(ort::call<ort::CreateCustomOpDomain>(table, "edgesep", &made));
-      must(ort::call<ort::CustomOpDomain_Add>(table, made, operation<Scan>()));
-      must(ort::call<ort::CustomOpDomain_Add>(table, made, operation<Conv>()));
+      must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
+      must(ort::call<ort::CustomOpDomain_Add>(api, made, operation<Scan>()));
+      must(ort::call<ort::CustomOpDomain_Add>(api, made, operation<Conv>()));
       return made;
     }();
-    must(ort::call<ort::AddCustomOpDomain>(table, options, domain));
+    must(ort::call<ort::AddCustomOpDomain>(api, options, domain));
   });
 }

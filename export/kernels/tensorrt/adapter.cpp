@@ -35,7 +35,7 @@ Input shape_of(const nvinfer1::Dims& dims) {
 // What the operators have in common and what differs: name, inputs, outputs, types, the launch.
 struct Scan {
   static constexpr const char* kName = "SelectiveScan";
-  static constexpr int kOutputs = 2, kAllInputs = (1 << edgesep::kScanRequired) - 1;
+  static constexpr int kOutputs = 2, kRequired = (1 << edgesep::kScanRequired) - 1;
 
   // Sequences may be half, weights and states are float.
   static bool is_sequence(int input) { return input < 5 ? input != 2 : input == 6; }
@@ -63,7 +63,7 @@ struct Scan {
 
 struct Conv {
   static constexpr const char* kName = "CausalConv1dSilu";
-  static constexpr int kOutputs = 1, kAllInputs = (1 << edgesep::kConvInputs) - 1;
+  static constexpr int kOutputs = 1, kRequired = (1 << edgesep::kConvInputs) - 1;
 
   static bool is_sequence(int input) { return input == 0; }
   static bool output_is_sequence(int) { return true; }
@@ -128,6 +128,7 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t inputs,
                                  int32_t) noexcept override {
+    if (inputs != static_cast<int32_t>(inputs_.size())) return false;
     const nvinfer1::PluginTensorDesc &tensor = tensors[position].desc, &first = tensors[0].desc;
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
     if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
@@ -185,7 +186,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override {
     Flags flags;
-    flags.given = Op::kAllInputs;
+    flags.given = Op::kRequired;
     for (int32_t i = 0; i < fields->nbFields; ++i) {
       const nvinfer1::PluginField& field = fields->fields[i];
       const std::string name = field.name;
@@ -195,6 +196,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
       if (name == "delta_softplus") flags.delta_softplus = value;
       if (name == "reverse") flags.reverse = value;
     }
+    if ((flags.given & Op::kRequired) != Op::kRequired) return nullptr;
     return new Plugin<Op>(flags);
   }
 
