@@ -100,3 +100,34 @@ def fold_rearranged(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(kept)
     drop_unused_initializers(graph)
+
+
+def gather_rows(model: onnx.ModelProto) -> None:
+    """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
+
+    For ONNX Runtime, which copies each value by itself: ten times slower at 64 channels. The values are the same.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in (*inferred.value_info, *inferred.input)
+        if v.type.tensor_type.HasField("shape")
+    }
+    ranks |= {c.name: len(c.dims) for c in inferred.initializer}
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        rank, axis = ranks.get(node.input[0] if node.input else "", 0), [a.i for a in node.attribute if a.name == "axis"]
+        if node.op_type != "Gather" or rank < 3 or axis not in ([-1], [rank - 1]) or ranks.get(node.input[1]) != 1:
+            made.append(node)
+            continue
+        to_rows = [0, rank - 1, *range(1, rank - 1)]
+        rows, taken = f"{node.output[0]}_rows", f"{node.output[0]}_taken"
+        made += [
+            helper.make_node("Transpose", [node.input[0]], [rows], f"{node.name}_rows", perm=to_rows),
+            helper.make_node("Gather", [rows, node.input[1]], [taken], node.name, axis=1),
+            helper.make_node(
+                "Transpose", [taken], [node.output[0]], f"{node.name}_back", perm=[to_rows.index(d) for d in range(rank)]
+            ),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(made)

@@ -1,0 +1,47 @@
+"""Edits of ONNX graphs leave the numbers as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.testing import assert_array_equal
+from onnx import TensorProto, helper
+
+from edgesep import onnx_edit
+
+
+def model_of(axis: int) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["x", "index"], ["y"], "pick", axis=axis)],
+        "pick",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, 1, "frames"]),
+            helper.make_tensor_value_info("index", TensorProto.INT64, ["taken"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x, "index": index})
+    return y
+
+
+def test_gathering_rows_gives_the_values_that_gathering_along_the_last_axis_gave() -> None:
+    rng = np.random.default_rng(0)
+    x, index = rng.standard_normal((2, 6, 1, 5), np.float32), np.array([4, 0, 0, 1, -1, 3, 2])
+    for axis in (-1, 3):
+        model = model_of(axis)
+        onnx_edit.gather_rows(model)
+        onnx.checker.check_model(model)
+        assert [n.op_type for n in model.graph.node] == ["Transpose", "Gather", "Transpose"]
+        assert_array_equal(run(model, x, index), x[..., index])
+
+
+def test_gathering_along_another_axis_stays_as_it_is() -> None:
+    model = model_of(1)
+    onnx_edit.gather_rows(model)
+    assert [n.op_type for n in model.graph.node] == ["Gather"]
