@@ -116,18 +116,18 @@ def gather_rows(model: onnx.ModelProto) -> None:
     ranks |= {c.name: len(c.dims) for c in inferred.initializer}
     made: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        rank, axis = ranks.get(node.input[0] if node.input else "", 0), [a.i for a in node.attribute if a.name == "axis"]
+        rank = ranks.get(node.input[0], 0) if node.input else 0
+        axis = [a.i for a in node.attribute if a.name == "axis"]
         if node.op_type != "Gather" or rank < 3 or axis not in ([-1], [rank - 1]) or ranks.get(node.input[1]) != 1:
             made.append(node)
             continue
         to_rows = [0, rank - 1, *range(1, rank - 1)]
+        back = [to_rows.index(d) for d in range(rank)]
         rows, taken = f"{node.output[0]}_rows", f"{node.output[0]}_taken"
         made += [
             helper.make_node("Transpose", [node.input[0]], [rows], f"{node.name}_rows", perm=to_rows),
             helper.make_node("Gather", [rows, node.input[1]], [taken], node.name, axis=1),
-            helper.make_node(
-                "Transpose", [taken], [node.output[0]], f"{node.name}_back", perm=[to_rows.index(d) for d in range(rank)]
-            ),
+            helper.make_node("Transpose", [taken], [node.output[0]], f"{node.name}_back", perm=back),
         ]
     del model.graph.node[:]
     model.graph.node.extend(made)

@@ -19,9 +19,9 @@ def model_of(axis: int) -> onnx.ModelProto:
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, 1, "frames"]),
             helper.make_tensor_value_info("index", TensorProto.INT64, ["taken"]),
         ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def run(model: onnx.ModelProto, x: np.ndarray, index: np.ndarray) -> np.ndarray:
