@@ -202,7 +202,8 @@ def main() -> None:
     train = speech(run, "train", rate, demo["utterances"])
     heldout = speech(run, "valid", rate, 300)
     test_mixture, test_sources = heldout.mixtures(np.random.default_rng(1), 128, 3 * rate, augment=False)
-    module_of = next(m for m in separators.separator_modules() if args.separator in m.NAMES)
+    kind = demo.get("separator", args.separator)
+    module_of = next(m for m in separators.separator_modules() if kind in m.NAMES)
     if args.start:
         separator = load_separator(args.start)
         if args.iterations:  # iterations share their weights, so any number fits

@@ -28,8 +28,10 @@ OPSET = 20
 EXAMPLE_S = 1.03  # length of the example; no multiple of any stride in use
 
 
-def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], ...]:
-    """One entry per input: its named axes as dynamic dimensions."""
+def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], ...] | None:
+    """One entry per input: its named axes as dynamic dimensions; None where all sizes are fixed (streams)."""
+    if separator.stream is not None:
+        return None
     dims = {name: torch.export.Dim(name) for spec in separator.inputs for name in spec.shape if isinstance(name, str)}
     # The bound keeps shape guards of very short lengths out of the trace; the graph itself is not bound by it.
     dims["samples"] = torch.export.Dim("samples", min=separator.sample_rate_hz // 4)

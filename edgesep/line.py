@@ -89,6 +89,14 @@ class Line:
         self.original = load_separator(
             named.checkpoint, named.config, name=named.name, variant=named.variant, front_end=named.front_end
         )
+        if recipe.stream:
+            streaming = self.original.streaming
+            if streaming is None:
+                why = "its attention or norm sees the whole utterance" if not self.original.causal else "its hop is 1"
+                raise InputError(
+                    f"{self.original.name} does not stream: {self.original.note or why}; leave out the [stream] section"
+                )
+            self.original = streaming.bound(self.original, recipe.stream.context_s)
         visual = len(self.original.inputs) > 1
         if visual and self.original.front_end is None:
             raise InputError(
@@ -114,6 +122,14 @@ class Line:
             scan = ", native scan" if t.scan == "native" else ""
             lines.append(f"build {t.runtime} {t.precision}{scan}, verify, measure")
         criteria = {k: v for k, v in asdict(self.recipe.limits()).items() if v is not None}
+        if self.recipe.stream and sep.streaming:
+            spec = sep.streaming.stream(sep, self.recipe.stream.hops_per_call).stream
+            assert spec is not None
+            ms = 1e3 / spec.sample_rate_hz
+            lines.append(
+                f"stream: {spec.hops_per_call} hop(s) of {spec.hop_samples * ms:g} ms a call, algorithmic latency"
+                f" {spec.algorithmic_latency_samples * ms:g} ms, attention over {spec.context_frames} frames"
+            )
         lines.append("criteria: " + ", ".join(f"{k} = {v}" for k, v in criteria.items()))
         return lines
 
@@ -129,6 +145,9 @@ class Line:
         key = self._loaded_key()
         references = self._references(key)
         separator, key, reports = self._torch_passes(key)
+        if self.recipe.stream and separator.streaming:
+            separator = separator.streaming.stream(separator, self.recipe.stream.hops_per_call)
+            key = {"of": key, "stream": separator.stream and separator.stream.to_json()}
         models = self._models(separator, key, reports)
         front = self.original.front_end
         front_models = self._models(front, key | {"graph": "front end"}, reports) if front else {}

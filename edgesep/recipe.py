@@ -47,6 +47,15 @@ class DataSection(Section):
     _paths = field_validator("calibration", "test", "train")(_beside_recipe)
 
 
+class StreamSection(Section):
+    """Builds streaming graphs, which take some hops and the state and return as many hops and the next state.
+
+    ``context_s`` is how much of the past attention sees (default: as in the checkpoint)."""
+
+    hops_per_call: Annotated[int, Field(ge=1)] = 1
+    context_s: Annotated[float, Field(gt=0)] | None = None
+
+
 class TargetSection(Section):
     """One artifact. ``threads = 0`` leaves the number to the runtime; ``scan = "native"`` runs the selective scan on
     kernels that are compiled for this machine, "portable" in the runtime's own operators."""
@@ -73,6 +82,7 @@ class Recipe(Section):
     passes: tuple[dict[str, Any], ...] = ()
     targets: Annotated[tuple[TargetSection, ...], Field(min_length=1)]
     criteria: CriteriaSection = CriteriaSection()
+    stream: StreamSection | None = None
 
     def limits(self) -> Criteria:
         return Criteria(**self.criteria.model_dump())
@@ -109,5 +119,6 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
         "data": DataSection,
         "targets": TargetSection,
         "criteria": CriteriaSection,
+        "stream": StreamSection,
     }.get(str(location[0]) if len(location) > 1 else "", Recipe)
     return sorted(kind.model_fields)

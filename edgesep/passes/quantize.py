@@ -7,6 +7,7 @@ biases stay float too, because TensorRT's parser refuses int32 ones.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +71,11 @@ class Quantize:
         count = min(self.mixtures, len(context.calibration))
         for i in range(count):
             context.tick(i, count, "calibrating")
-            known = context.original.tensors(context.calibration[i].inputs())
-            yield {s.name: known[s.name] for s in separator.inputs}
+            if separator.stream is None:
+                known = context.original.tensors(context.calibration[i].inputs())
+                yield {s.name: known[s.name] for s in separator.inputs}
+            else:  # a few calls of each stream: neighbours see much the same
+                yield from itertools.islice(separator.feeds(context.calibration[i].inputs()), 20, 420, 25)
 
     def _neural_compressor(self, separator: Separator, out: Path, context: Context) -> None:
         os.environ.setdefault("LOGLEVEL", "ERROR")  # it logs its whole configuration at INFO otherwise
@@ -174,7 +178,8 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
         total += macs
         if all(name in dequantized for name in node.input[:2]):
             quantized += macs
-    return {"gmacs_per_s": total / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
+    seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
+    return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
 
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:

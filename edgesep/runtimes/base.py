@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -17,6 +17,14 @@ class Runner(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once: float32 arrays by input name → arrays by output name."""
+        ...
+
+    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+        """The same for arrays that stay where they are, of fixed shapes: bound once, nothing allocated in a call.
+
+        The function that comes back reads the arrays given here, whatever they hold then (its argument is theirs, as
+        in ``run``), and returns the same output arrays every time.
+        """
         ...
 
     def __enter__(self) -> Self: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ import openvino
 
 from edgesep import kernels
 from edgesep.runtimes.base import Shapes
-from edgesep.spec import UnsupportedError, VerificationError
+from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "openvino"
 #: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
@@ -68,6 +68,9 @@ class Runner:
             raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
         self._request = compiled.create_infer_request()
         self._outputs = [(o.any_name, o) for o in compiled.outputs]
+        self._shapes = {
+            i.any_name: [n.get_length() if n.is_static else None for n in i.partial_shape] for i in compiled.inputs
+        }
         return self
 
     def __exit__(
@@ -76,5 +79,23 @@ class Runner:
         del self._request, self._core
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        result = self._request.infer(dict(feeds))
+        try:
+            result = self._request.infer(dict(feeds))
+        except RuntimeError as e:
+            refuse_shapes(feeds, self._shapes)
+            raise VerificationError(f"OpenVINO failed on {self.model}: {e}") from e
         return {name: np.array(result[port]) for name, port in self._outputs}
+
+    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+        refuse_shapes(feeds, self._shapes)
+        request = self._request
+        made = {name: np.empty(tuple(port.shape), np.float32) for name, port in self._outputs}
+        for name, array in (*feeds.items(), *made.items()):
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+        def run(_: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            request.start_async()
+            request.wait()
+            return made
+
+        return run

@@ -10,7 +10,7 @@ import io
 import itertools
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from edgesep.spec import InputError, TensorSpec
+from edgesep.spec import InputError, StreamSpec, TensorSpec
+from edgesep.stream import Hops
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """How a causal separator becomes a streaming graph.
+
+    Attributes:
+        bound: (separator, seconds) → the same with that much past in sight of its attention; None keeps what the
+            checkpoint says.
+        stream: (bounded separator, hops per call) → the streaming separator around the same weights.
+    """
+
+    bound: Callable[[Separator, float | None], Separator]
+    stream: Callable[[Separator, int], Separator]
+
+
+@dataclass(frozen=True)
 class Separator:
     """A trained separator, ready to be lowered, compressed and exported.
 
@@ -63,6 +78,8 @@ class Separator:
         keep_float: names of submodules that must not be quantized (model input and output).
         keep_shape: names of submodules whose output channels must not be pruned.
         front_end: the graph that makes the last input, at a rate of its own (mouth crops → mouth embedding).
+        streaming: how it becomes a streaming graph, for causal separators.
+        stream: what the graph promises, if it is one.
         note: one line that the user must know, or empty.
     """
 
@@ -81,6 +98,8 @@ class Separator:
     keep_float: tuple[str, ...] = ()
     keep_shape: tuple[str, ...] = ()
     front_end: Separator | None = None
+    streaming: Streaming | None = None
+    stream: StreamSpec | None = None
     note: str = ""
 
     def __call__(self, mixture: np.ndarray | Tensor, *others: np.ndarray | Tensor) -> Tensor:
@@ -115,6 +134,22 @@ class Separator:
             known[made] = front(known[made]).numpy()
         return known
 
+    def feeds(self, inputs: tuple[np.ndarray, ...]) -> Iterator[dict[str, np.ndarray]]:
+        """What a streaming graph is fed to separate one mixture (batch first), call after call."""
+        assert self.stream is not None
+        ran: list[dict[str, np.ndarray]] = []
+
+        def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            ran.append({name: value.copy() for name, value in feeds.items()})
+            with torch.no_grad():
+                made = self.module(*(torch.from_numpy(ran[-1][s.name]) for s in self.inputs))
+            return {s.name: value.numpy() for s, value in zip(self.outputs, made, strict=True)}
+
+        hops, size = Hops(run, self.stream), self.stream.call_samples
+        for start in range(0, inputs[0].shape[1] - size + 1, size):
+            hops.call(inputs[0][0, start : start + size])
+            yield ran.pop()
+
     def example_inputs(self, samples: int, batch: int = 1) -> tuple[Tensor, ...]:
         """Deterministic noise of the right shapes, for tracing and counting; other axes follow from ``samples``."""
         r = torch.Generator().manual_seed(0)
@@ -131,7 +166,8 @@ class Separator:
         return dict(zip((s.name for s in self.inputs), shapes, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says of this graph; ``second`` holds the input shapes of one second."""
+        """What a manifest says of this graph; ``second`` holds the input shapes of one second (of one
+        call in a stream)."""
         second = self.example_inputs(self.sample_rate_hz)
         return {
             "name": self.name,
@@ -142,6 +178,7 @@ class Separator:
             "inputs": [s.to_json() for s in self.inputs],
             "outputs": [s.to_json() for s in self.outputs],
             "second": {s.name: list(x.shape) for s, x in zip(self.inputs, second, strict=True)},
+            "stream": self.stream and self.stream.to_json(),
         }
 
 

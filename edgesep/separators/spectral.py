@@ -51,6 +51,57 @@ class Stft(nn.Module):
         return (total / weight.clamp(min=1e-6))[:, 0]
 
 
+class CausalStft(nn.Module):
+    """STFT that can run hop by hop: frame k ends with sample ``(k+1)·hop - 1``.
+
+    The inverse writes the last ``synthesis`` samples of each frame alone: its overlap-add, and so the algorithmic
+    latency, is that short whatever the analysis window (dual-window STFT, arXiv 2204.09911). With ``synthesis`` =
+    ``n_fft`` both windows are Hann; else the analysis window rises slowly and falls within half a synthesis window, so
+    that analysis times synthesis is a Hann window of ``synthesis`` samples. The windows' overlap repeats every hop and
+    is divided out in the kernel.
+    """
+
+    forward_kernel: Tensor
+    inverse_kernel: Tensor
+
+    def __init__(self, n_fft: int, hop: int, synthesis: int):
+        super().__init__()
+        self.n_fft, self.hop, self.synthesis, self.bins = n_fft, hop, synthesis, n_fft // 2 + 1
+        analysis = torch.hann_window(n_fft, dtype=torch.float64)
+        restored = analysis
+        if synthesis < n_fft:
+            fall, rise = synthesis // 2, n_fft - synthesis // 2
+            rising = torch.hann_window(2 * rise, dtype=torch.float64)[:rise]
+            falling = torch.hann_window(2 * fall, dtype=torch.float64)[fall:]
+            analysis = torch.cat([rising, falling]).sqrt()
+            restored = torch.hann_window(synthesis, dtype=torch.float64) / analysis[-synthesis:]
+        product = analysis[-synthesis:] * restored
+        overlap = F.pad(product, (0, -synthesis % hop)).unflatten(0, (-1, hop)).sum(0)
+        restored = restored / overlap.repeat(-(-synthesis // hop))[:synthesis]
+        angle = 2 * torch.pi / n_fft * torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double()
+        twice = torch.full((self.bins, 1), 2.0, dtype=torch.float64)  # a bin stands for its mirror image too
+        twice[0] = twice[-1] = 1
+        inverse = torch.cat([twice * angle.cos(), -twice * angle.sin()])[:, -synthesis:] * restored / n_fft
+        forward = torch.cat([angle.cos(), -angle.sin()]) * analysis
+        self.register_buffer("forward_kernel", forward.float()[:, None], persistent=False)
+        self.register_buffer("inverse_kernel", inverse.float()[:, None], persistent=False)
+
+    @property
+    def look_ahead(self) -> int:
+        """How far ahead of a sample the latest lies that it depends on: Hann windows begin with a zero."""
+        return self.synthesis - 2
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """``(B, n_fft + (L-1)·hop)`` → ``(B, 2, L, F)``, real and imaginary."""
+        y = F.conv1d(x[:, None], self.forward_kernel, stride=self.hop)
+        return y.unflatten(1, (2, self.bins)).transpose(2, 3)
+
+    def synthesise(self, spectra: Tensor) -> Tensor:
+        """``(B, 2, L, F)`` → ``(B, synthesis + (L-1)·hop)``; the first and last ``synthesis - hop`` are incomplete."""
+        y = spectra.transpose(2, 3).flatten(1, 2)
+        return F.conv_transpose1d(y, self.inverse_kernel, stride=self.hop)[:, 0]
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over channels, ``(B, C, L, F)``, statistics for each frame and bin."""
 
@@ -61,7 +112,8 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalise(x, (1,), self.eps) * self.gamma + self.beta
+        y = F.layer_norm(x.movedim(1, -1), self.gamma.shape[1:2], self.gamma.flatten(), self.beta.flatten(), self.eps)
+        return y.movedim(-1, 1)
 
 
 class ChannelBinNorm(nn.Module):
@@ -74,7 +126,8 @@ class ChannelBinNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalise(x, (1, 3), self.eps) * self.gamma + self.beta
+        gamma, beta = self.gamma[0, :, 0], self.beta[0, :, 0]
+        return F.layer_norm(x.transpose(1, 2), gamma.shape, gamma, beta, self.eps).transpose(1, 2)
 
 
 def normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

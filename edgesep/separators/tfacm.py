@@ -12,28 +12,32 @@ the same weights, ``variant="released"`` keeps them for checkpoints trained that
 * the output deconvolution is centred in time (one frame): crop it so that it looks back;
 * the gate reinterprets ``(B, C, L, F)`` as ``(B·F, C, L)`` without moving axes, which mixes the whole utterance: its
   kernels are all of size 1, so on the map itself it is three 1x1 convolutions.
+
+The causal one also streams: ``StreamingTFACM`` runs the same modules over the frames of one call. What a module needs
+of earlier frames it takes from ``Carried`` and leaves there; ``carried=None`` is a whole utterance, whose past is
+zero.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.separators.base import Checkpoint, Separator, load_state, settle
-from edgesep.separators.spectral import ChannelBinNorm, ChannelNorm, Stft, normalise, windows
-from edgesep.spec import InputError, TensorSpec
+from edgesep.separators.base import Checkpoint, Separator, Streaming, load_state, settle
+from edgesep.separators.segments import SEGMENT, Memory, SegmentLstm, State, overlap_add, segments_of
+from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm, Stft, windows
+from edgesep.separators.streaming import Call, Carried, clock
+from edgesep.spec import InputError, StreamSpec, TensorSpec
 
 NAMES = ("TFACMCausal",)
-SEGMENT = 70  # frames, hard-coded by the authors
-NORM_EPS = 1e-8
-
 Variant = Literal["causal", "released"]
-State = tuple[Tensor, Tensor]  # hidden and cell, (S, R, H) each
 
 
 class PastConv(nn.Module):
@@ -44,80 +48,15 @@ class PastConv(nn.Module):
         self.past = kernel - 1
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=(0, kernel // 2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+        if carried is not None:
+            return self.conv(carried.extend("conv", x, self.past, 2))
         return self.conv(F.pad(x, (0, 0, self.past, 0)) if self.past else x)
 
 
 def projection(inputs: int, outputs: int, bins: int, eps: float) -> nn.Sequential:
     """1x1 convolution, one-slope PReLU, norm over channels and bins."""
     return nn.Sequential(PastConv(inputs, outputs, 1), nn.PReLU(), ChannelBinNorm(outputs, bins, eps))
-
-
-class LastNorm(nn.Module):
-    """Layer norm over the last axis, parameters in the authors' shape."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(1, channels, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalise(x, (-1,), NORM_EPS) * self.gamma[0, :, 0] + self.beta[0, :, 0]
-
-
-class SegmentLstm(nn.Module):
-    """LSTM within each segment, from a given state: ``(K, S, R, C)`` → the same, and the last states."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.lstm = nn.LSTM(channels, hidden)
-        self.proj = nn.Linear(hidden, channels)
-        self.norm = LastNorm(channels)
-
-    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        segments, rows = x.shape[1:3]
-        flat = x.flatten(1, 2)
-        if state is None:
-            zero = flat.new_zeros(1, flat.shape[1], self.lstm.hidden_size)
-            start = (zero, zero)
-        else:
-            start = (state[0].flatten(0, 1)[None], state[1].flatten(0, 1)[None])
-        y, (h, c) = self.lstm(flat, start)
-        y = flat + self.norm(self.proj(y))
-        return y.unflatten(1, (segments, rows)), (
-            h[0].unflatten(0, (segments, rows)),
-            c[0].unflatten(0, (segments, rows)),
-        )
-
-
-class Recall(nn.Module):
-    """LSTM and projection over the segments' states ``(S, R, H)``."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.rnn = nn.LSTM(hidden, hidden)
-        self.proj = nn.Linear(hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.rnn(x)[0])
-
-
-class Memory(nn.Module):
-    """The cache memory: what segments hand to those ``distance`` later in the next block."""
-
-    def __init__(self, hidden: int, distance: int):
-        super().__init__()
-        self.distance = distance
-        self.h_net, self.c_net = Recall(hidden), Recall(hidden)
-        self.h_norm, self.c_norm = LastNorm(hidden), LastNorm(hidden)
-
-    def forward(self, state: State) -> State:
-        h = state[0] + self.h_norm(self.h_net(state[0]))
-        c = state[1] + self.c_norm(self.c_net(state[1]))
-        return self.later(h), self.later(c)
-
-    def later(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, self.distance, 0))[: x.shape[0]]
 
 
 class GatePath(nn.Module):
@@ -139,24 +78,11 @@ class Transposed(nn.Module):
         super().__init__()
         self.conv_transpose = nn.ConvTranspose1d(inputs, outputs, kernel, stride=hop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_transpose(x)[..., : x.shape[-1]]
-
-
-def segments_of(x: Tensor) -> Tensor:
-    """``(L, R, C)`` → ``(K, S, R, C)``: half-overlapping segments, half a segment of zeros in front."""
-    half, length = SEGMENT // 2, x.shape[0]
-    pairs = (length + half) // SEGMENT + 1  # the authors' padding: an even number of segments
-    x = F.pad(x, (0, 0, 0, 0, half, pairs * SEGMENT - length))
-    halves = x.unflatten(0, (2 * pairs + 1, half)).transpose(0, 1)
-    return torch.cat([halves[:, :-1], halves[:, 1:]])
-
-
-def overlap_add(x: Tensor, length: int) -> Tensor:
-    """``(K, S, R, C)`` → ``(length, R, C)``: sums overlapping segments and drops the padding."""
-    half = SEGMENT // 2
-    total = F.pad(x[:half], (0, 0, 0, 0, 0, 1)) + F.pad(x[half:], (0, 0, 0, 0, 1, 0))
-    return total.transpose(0, 1).flatten(0, 1)[half : half + length]
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+        if carried is None:
+            return self.conv_transpose(x)[..., : x.shape[-1]]
+        past = self.conv_transpose.kernel_size[0] - 1
+        return self.conv_transpose(carried.extend("inter_linear", x, past, 2))[..., past : past + x.shape[-1]]
 
 
 class Block(nn.Module):
@@ -170,10 +96,11 @@ class Block(nn.Module):
         heads: int,
         qk_dim: int,
         eps: float,
+        context: int | None,
         released: bool,
     ):
         super().__init__()
-        self.ks, self.hs, self.heads, self.released = ks, hs, heads, released
+        self.ks, self.hs, self.heads, self.context, self.released = ks, hs, heads, context, released
         self.intra_norm = ChannelNorm(channels, eps)
         self.intra_rnn = nn.LSTM(channels * ks, hidden, batch_first=True)
         self.intra_linear = nn.ConvTranspose1d(hidden, channels, ks, stride=hs)
@@ -198,12 +125,17 @@ class Block(nn.Module):
         y = self.intra_linear(y.transpose(1, 2))
         return y.unflatten(0, (batch, frames)).transpose(1, 2) + x
 
-    def over_frames(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def over_frames(self, x: Tensor, state: State | None, call: Call | None) -> tuple[Tensor, State]:
         """LSTM within segments of frames, each bin on its own."""
         batch, _, frames, bins = x.shape
         rows = self.inter_norm(x).permute(2, 0, 3, 1).flatten(1, 2)
-        y, state = self.inter_rnn(segments_of(rows), state)
-        y = self.inter_linear(overlap_add(y, frames).permute(1, 2, 0))
+        if call is None:
+            y, state = self.inter_rnn(segments_of(rows), state)
+            y = overlap_add(y, frames)
+        else:
+            zero = rows.new_zeros(rows.shape[1], self.inter_rnn.lstm.hidden_size)
+            y, state = self.inter_rnn.steps(rows, call.begins, state or (zero, zero), call.carried)
+        y = self.inter_linear(y.permute(1, 2, 0), call and call.carried)
         return y.unflatten(0, (batch, bins)).permute(0, 2, 3, 1) + x, state
 
     def head(self, kind: str, x: Tensor) -> Tensor:
@@ -211,13 +143,23 @@ class Block(nn.Module):
         maps = [self.get_submodule(f"attn_conv_{kind}_{i}")(x) for i in range(self.heads)]
         return torch.stack(maps, 1).transpose(2, 3).flatten(3)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Attention over the whole past."""
+    def attend(self, x: Tensor, call: Call | None) -> Tensor:
+        """Attention over the past, of at most ``context`` frames (its own included)."""
         q, k, v = (self.head(kind, x) for kind in "QKV")
-        at = torch.arange(x.shape[2], device=x.device)
-        score = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
-        weight = torch.softmax(score.masked_fill(at[None, :] > at[:, None], float("-inf")), -1)
-        y = (weight @ v).unflatten(3, (-1, x.shape[3])).transpose(2, 3).flatten(1, 2)
+        q = q * q.shape[-1] ** -0.5
+        if call is None:
+            at = torch.arange(x.shape[2], device=x.device)
+            hidden = at[None, :] > at[:, None]
+            if self.context is not None:
+                hidden = hidden | (at[None, :] <= at[:, None] - self.context)
+            y = torch.softmax((q @ k.transpose(2, 3)).masked_fill(hidden, float("-inf")), -1) @ v
+        else:
+            assert self.context is not None  # a stream's memory is bounded
+            rings = [call.carried.ring(name, new, self.context) for name, new in (("keys", k), ("values", v))]
+            score = torch.cat([q @ rings[0].transpose(2, 3), q @ k.transpose(2, 3)], -1) + call.hidden
+            weight = torch.softmax(score, -1)
+            y = weight[..., : self.context] @ rings[1] + weight[..., self.context :] @ v
+        y = y.unflatten(3, (-1, x.shape[3])).transpose(2, 3).flatten(1, 2)
         return self.attn_concat_proj(y) + x
 
     def gate(self, x: Tensor) -> Tensor:
@@ -226,12 +168,12 @@ class Block(nn.Module):
             x = x.reshape(shape[0] * shape[3], shape[1], shape[2], 1)
         return self.gcfn_final(self.gcfn_left(x) * self.gcfn_right(x)).reshape(shape)
 
-    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None, call: Call | None = None) -> tuple[Tensor, State]:
         frames, bins = x.shape[2:]
         if self.hs > 1:  # whole windows only
             x = F.pad(x, (0, -(bins - self.ks) % self.hs, 0, -(frames - self.ks) % self.hs))
-        x, state = self.over_frames(self.over_bins(x), state)
-        return self.gate(self.attend(x[:, :, :frames, :bins])), state
+        x, state = self.over_frames(self.over_bins(x), state, call)
+        return self.gate(self.attend(x[:, :, :frames, :bins], call)), state
 
 
 class TFACM(nn.Module):
@@ -252,10 +194,14 @@ class TFACM(nn.Module):
         emb_hs: int,
         eps: float,
         variant: Variant,
+        synthesis: int | None = None,
+        context: int | None = None,
     ):
         super().__init__()
         self.sources, self.released = n_srcs, variant == "released"
-        self.stft = Stft(n_fft, stride)
+        self.stft: Stft | CausalStft = (
+            Stft(n_fft, stride) if self.released else CausalStft(n_fft, stride, synthesis or n_fft)
+        )
         self.conv = nn.Sequential(PastConv(2, emb_dim, 3), ChannelNorm(emb_dim, eps))
         self.blocks = nn.ModuleList(
             Block(
@@ -267,6 +213,7 @@ class TFACM(nn.Module):
                 attn_n_head,
                 attn_approx_qk_dim,
                 eps,
+                context,
                 self.released,
             )
             for _ in range(n_layers)
@@ -275,19 +222,65 @@ class TFACM(nn.Module):
         self.deconv = nn.ConvTranspose2d(emb_dim, 2 * n_srcs, 3, padding=(0, 1))
 
     def forward(self, mixture: Tensor) -> Tensor:
-        samples, edge = mixture.shape[-1], self.stft.n_fft // 2
-        x = self.conv(self.stft.analyse(F.pad(mixture, (edge, edge), mode="reflect")))
+        samples: int = mixture.shape[-1]
+        stft = self.stft
+        skipped: int
+        if isinstance(stft, CausalStft):
+            x = F.pad(mixture, (stft.n_fft - stft.hop, stft.synthesis - 1))
+            skipped = stft.synthesis - stft.hop
+        else:
+            skipped = stft.n_fft // 2
+            x = F.pad(mixture, (skipped, skipped), mode="reflect")
+        x = self.conv(stft.analyse(x))
         frames = x.shape[2]
         state: State | None = None
         for i, block in enumerate(self.blocks):
             x, state = block(x, self.mems[0](state) if i and state is not None else None)
         first = 1 if self.released else 0  # the released one is centred: one frame ahead
         spectra = self.deconv(x)[:, :, first : first + frames]
-        y = self.stft.synthesise(spectra.unflatten(1, (self.sources, 2)).flatten(0, 1))[:, edge : edge + samples]
+        y = stft.synthesise(spectra.unflatten(1, (self.sources, 2)).flatten(0, 1))[:, skipped : skipped + samples]
         return y.unflatten(0, (-1, self.sources))
 
 
+class StreamingTFACM(nn.Module):
+    """One call of a stream: ``(1, N·hop)`` samples and the states → ``(1, S, N·hop)`` estimates and the next states."""
+
+    def __init__(self, net: TFACM, hops: int, context: int):
+        super().__init__()
+        self.net, self.hops, self.context = net, hops, context
+        carried = Carried()
+        with torch.no_grad():
+            self.run(torch.zeros(1, hops * net.stft.hop), carried)  # tells which states there are
+        self.states = tuple(carried.specs.values())
+        self.next_shapes = {name: tuple(value.shape) for name, value in carried.next.items()}
+
+    def forward(self, mixture: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        carried = Carried(dict(zip((s.name for s in self.states), states, strict=True)))
+        estimates = self.run(mixture, carried)
+        return estimates, *(carried.next[s.name] for s in self.states)
+
+    def run(self, mixture: Tensor, carried: Carried) -> Tensor:
+        net, stft, frames = self.net, self.net.stft, self.hops
+        assert isinstance(stft, CausalStft)
+        x = stft.analyse(carried.extend("samples", mixture, stft.n_fft - stft.hop, 1))
+        x = net.conv[1](net.conv[0](x, carried))
+        call = Call(carried, *clock(carried, frames, SEGMENT // 2, self.context))
+        state: State | None = None
+        for i, block in enumerate(net.blocks):
+            if state is not None:
+                memory = cast(Memory, net.mems[0])
+                state = memory.step(state, call.ended, carried.under(f"memory{i}"))
+            x, state = block(x, state, call.under(f"block{i}"))
+        spectra = net.deconv(carried.extend("deconv", x, 2, 2))[:, :, 2 : 2 + frames]
+        y = stft.synthesise(spectra.unflatten(1, (net.sources, 2)).flatten(0, 1))
+        overlap = stft.synthesis - stft.hop
+        y = y + F.pad(carried.take("overlap", (net.sources, overlap)), (0, y.shape[1] - overlap))
+        carried.keep("overlap", y[:, frames * stft.hop :])
+        return y[None, :, : frames * stft.hop]
+
+
 SIZED = ("conv.0.conv.weight", "deconv.weight", "mems.0.h_net.rnn.weight_hh_l0", "blocks.0.intra_linear.weight")
+CAUSAL_ONLY = ("synthesis", "context")  # samples of the synthesis window, frames of attention's past
 DEFAULTS: dict[str, Any] = {"emb_hs": 1, "eps": 1e-5, "variant": "released"}
 
 
@@ -316,7 +309,9 @@ def build(checkpoint: Checkpoint) -> Separator:
         "emb_ks": state["blocks.0.intra_linear.weight"].shape[2],
     }
     features = state["blocks.0.attn_conv_Q_0.0.conv.weight"].shape[0]
-    config = DEFAULTS | settle(checkpoint, sizes, ("stride", "attn_approx_qk_dim", "emb_hs", "eps", "variant"))
+    config = DEFAULTS | settle(
+        checkpoint, sizes, ("stride", "attn_approx_qk_dim", "emb_hs", "eps", "variant", *CAUSAL_ONLY)
+    )
     config.setdefault("attn_approx_qk_dim", features * bins)
     if "stride" not in config or checkpoint.sample_rate_hz is None:
         raise InputError(f"{checkpoint.path} does not say its hop (stride) and sample rate; give its conf.yml")
@@ -336,7 +331,7 @@ def create(config: Mapping[str, Any], rate: int) -> Separator:
 
 def separator(module: TFACM, config: Mapping[str, Any], rate: int, parameters: int) -> Separator:
     """The separator around a module, trained or new."""
-    window = module.stft.n_fft
+    window = module.stft.synthesis if isinstance(module.stft, CausalStft) else module.stft.n_fft
     return Separator(
         name="TFACMCausal",
         module=module,
@@ -349,13 +344,62 @@ def separator(module: TFACM, config: Mapping[str, Any], rate: int, parameters: i
         causal=not module.released,
         # Any output sample depends on input up to one synthesis window later.
         algorithmic_latency_ms=None if module.released else 1000 * window / rate,
-        min_samples=window // 2 + 1,
+        min_samples=window // 2 + 1 if module.released else 1,
         # The gate multiplies two branches: its product has tails that eight bits do not hold (0.35 instead of 0.08 dB).
         keep_float=("conv", "deconv", "stft", *(f"blocks.{i}.gcfn_final" for i in range(len(module.blocks)))),
         keep_shape=("deconv",),
+        streaming=None if module.released or module.blocks[0].hs != 1 else Streaming(bound, stream),
         note="released arithmetic: not causal, cannot stream; variant: causal closes its leaks"
         if module.released
         else "",
+    )
+
+
+def bound(separator: Separator, context_s: float | None) -> Separator:
+    """The separator with attention over the last ``context_s`` seconds."""
+    hop = separator.config["stride"]
+    context = separator.config.get("context")
+    if context_s is not None:
+        context = max(1, round(context_s * separator.sample_rate_hz / hop))
+    if context is None:
+        raise InputError(f"{separator.name} looks back without bound; give the recipe's stream.context_s, as 1.0")
+    module = copy.deepcopy(cast(TFACM, separator.module))
+    for block in cast(Iterable[Block], module.blocks):
+        block.context = context
+    return replace(separator, module=module, config=separator.config | {"context": context})
+
+
+def stream(separator: Separator, hops: int) -> Separator:
+    """The streaming separator around the weights of a bounded one."""
+    net, context = cast(TFACM, separator.module), separator.config["context"]
+    stft = cast(CausalStft, net.stft)
+    most = min(SEGMENT // 2, context)
+    if not 1 <= hops <= most:
+        raise InputError(f"{hops} hops per call, {separator.name} with this context takes 1 to {most}")
+    module = StreamingTFACM(net, hops, context).eval()
+    spec = StreamSpec(
+        sample_rate_hz=separator.sample_rate_hz,
+        hop_samples=stft.hop,
+        hops_per_call=hops,
+        algorithmic_latency_samples=stft.synthesis,
+        look_ahead_samples=stft.look_ahead,
+        context_frames=context,
+        states=module.states,
+    )
+    states = [TensorSpec(s.name, s.shape, s.dtype) for s in spec.states]
+    frames = [s.shape if s.ring_axis is None else tuple(module.next_shapes[s.name]) for s in spec.states]
+    size = spec.call_samples
+    return replace(
+        separator,
+        module=module,
+        inputs=(TensorSpec("mixture", (1, size)), *states),
+        outputs=(
+            TensorSpec("estimates", (1, separator.sources, size)),
+            *(TensorSpec(f"next_{s.name}", shape) for s, shape in zip(states, frames, strict=True)),
+        ),
+        keep_float=tuple(f"net.{name}" for name in separator.keep_float),
+        streaming=None,
+        stream=spec,
     )
 
 

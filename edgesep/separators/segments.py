@@ -1,0 +1,153 @@
+"""TFACM's time LSTM: within half-overlapping segments of frames, begun from a cache memory (arXiv 2505.13094).
+
+Shapes: L or N frames, S segments, K = 70 frames a segment (stride 35), R rows (batch and bins), C channels, H hidden;
+sequences are ``(K, S, R, C)``: steps first, segments before rows, so that neither an LSTM nor a state ever needs a
+transposition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgesep.separators.spectral import normalise
+from edgesep.separators.streaming import Carried
+
+SEGMENT = 70  # frames, hard-coded by the authors
+NORM_EPS = 1e-8
+
+State = tuple[Tensor, Tensor]  # hidden and cell, (S, R, H) each
+
+
+class LastNorm(nn.Module):
+    """Layer norm over the last axis, parameters in the authors' shape."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma, beta = self.gamma[0, :, 0], self.beta[0, :, 0]
+        return F.layer_norm(x, gamma.shape, gamma, beta, NORM_EPS)
+
+
+class SegmentLstm(nn.Module):
+    """LSTM within each segment, from a given state: ``(K, S, R, C)`` → the same, and the last states."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.lstm = nn.LSTM(channels, hidden)
+        self.proj = nn.Linear(hidden, channels)
+        self.norm = LastNorm(channels)
+
+    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        segments, rows = x.shape[1:3]
+        flat = x.flatten(1, 2)
+        if state is None:
+            zero = flat.new_zeros(1, flat.shape[1], self.lstm.hidden_size)
+            start = (zero, zero)
+        else:
+            start = (state[0].flatten(0, 1)[None], state[1].flatten(0, 1)[None])
+        y, (h, c) = self.lstm(flat, start)
+        y = flat + self.norm(self.proj(y))
+        return y.unflatten(1, (segments, rows)), (
+            h[0].unflatten(0, (segments, rows)),
+            c[0].unflatten(0, (segments, rows)),
+        )
+
+    def settled(self) -> State:
+        """State ``(H,)`` after the half segment of zeros in front of an utterance."""
+        with torch.no_grad():
+            _, (h, c) = self.lstm(torch.zeros(SEGMENT // 2, self.lstm.input_size))
+        return h[0], c[0]
+
+    def steps(self, x: Tensor, begins: list[Tensor], fresh: State, carried: Carried) -> tuple[Tensor, State]:
+        """Frames ``(N, R, C)`` through the two segments that each of them lies in, the older one first.
+
+        Where ``begins`` says so (once at most), the older segment has ended, the younger takes its place and a new
+        one begins from ``fresh`` ``(R, H)``. Returns both segments' sum and the state of the one that ended.
+        """
+        frames, rows = x.shape[:2]
+        states = []
+        first = self.settled() if carried.given is None else (None, None)
+        for name, start in zip("hc", first, strict=True):
+            states.append(carried.take(f"segments_{name}", (2, rows, self.lstm.hidden_size), start))
+        h, c = states
+        ended = h[0], c[0]
+        of_input, of_hidden, *biases = self.lstm.all_weights[0]
+        seen = F.linear(x, of_input, biases[0] + biases[1])
+        hidden = []
+        for n in range(frames):
+            if n:
+                ended = torch.where(begins[n], h[0], ended[0]), torch.where(begins[n], c[0], ended[1])
+            h = torch.where(begins[n], torch.stack([h[1], fresh[0]]), h)
+            c = torch.where(begins[n], torch.stack([c[1], fresh[1]]), c)
+            i, f, g, o = (seen[n] + F.linear(h, of_hidden)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            hidden.append(h)
+        carried.keep("segments_h", h)
+        carried.keep("segments_c", c)
+        return 2 * x + self.norm(self.proj(torch.stack(hidden))).sum(1), ended
+
+
+class Recall(nn.Module):
+    """LSTM and projection over the segments' states ``(S, R, H)``."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.rnn = nn.LSTM(hidden, hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.rnn(x)[0])
+
+    def step(self, x: Tensor, ended: Tensor, carried: Carried) -> Tensor:
+        """One segment's state ``(R, H)``; remembered only if it ``ended``."""
+        h, c = (carried.take(name, (1, x.shape[0], self.rnn.hidden_size)) for name in "hc")
+        y, (h_next, c_next) = self.rnn(x[None], (h, c))
+        carried.keep("h", torch.where(ended, h_next, h))
+        carried.keep("c", torch.where(ended, c_next, c))
+        return self.proj(y[0])
+
+
+class Memory(nn.Module):
+    """The cache memory: what segments hand to those ``distance`` later in the next block."""
+
+    def __init__(self, hidden: int, distance: int):
+        super().__init__()
+        self.distance = distance
+        self.h_net, self.c_net = Recall(hidden), Recall(hidden)
+        self.h_norm, self.c_norm = LastNorm(hidden), LastNorm(hidden)
+
+    def forward(self, state: State) -> State:
+        h = state[0] + self.h_norm(self.h_net(state[0]))
+        c = state[1] + self.c_norm(self.c_net(state[1]))
+        return self.later(h), self.later(c)
+
+    def step(self, state: State, ended: Tensor, carried: Carried) -> State:
+        """State ``(R, H)`` for the segment that begins where this one ``ended``, zeros where none did."""
+        h = state[0] + self.h_norm(self.h_net.step(state[0], ended, carried.under("h_net")))
+        c = state[1] + self.c_norm(self.c_net.step(state[1], ended, carried.under("c_net")))
+        return h * ended, c * ended
+
+    def later(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.distance, 0))[: x.shape[0]]
+
+
+def segments_of(x: Tensor) -> Tensor:
+    """``(L, R, C)`` → ``(K, S, R, C)``: half-overlapping segments, half a segment of zeros in front."""
+    half, length = SEGMENT // 2, x.shape[0]
+    pairs = (length + half) // SEGMENT + 1  # the authors' padding: an even number of segments
+    x = F.pad(x, (0, 0, 0, 0, half, pairs * SEGMENT - length))
+    halves = x.unflatten(0, (2 * pairs + 1, half)).transpose(0, 1)
+    return torch.cat([halves[:, :-1], halves[:, 1:]])
+
+
+def overlap_add(x: Tensor, length: int) -> Tensor:
+    """``(K, S, R, C)`` → ``(length, R, C)``: sums overlapping segments and drops the padding."""
+    half = SEGMENT // 2
+    total = F.pad(x[:half], (0, 0, 0, 0, 0, 1)) + F.pad(x[half:], (0, 0, 0, 0, 1, 0))
+    return total.transpose(0, 1).flatten(0, 1)[half : half + length]

@@ -1,0 +1,206 @@
+"""Separation hop by hop: what feeds a streaming graph, and the ``Stream`` that takes blocks of any size.
+
+Shapes: samples ``(n,)``, estimates ``(sources, n)``, float32. Needs numpy and one runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from edgesep.spec import InputError, StreamSpec, UnsupportedError
+
+if TYPE_CHECKING:
+    from edgesep.bundle import Bundle
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Hops:
+    """Call after call of a streaming graph, with its states.
+
+    The arrays of ``feeds`` stay the same ones for ever, so a runtime may bind them once.
+    """
+
+    def __init__(self, run: Run | None, spec: StreamSpec):
+        self.run, self.spec = run, spec
+        self.mixture = np.zeros((1, spec.call_samples), np.float32)
+        self.states = {state.name: state.start() for state in spec.states}
+        self.feeds = {"mixture": self.mixture, **self.states}
+        self.frame = 0
+
+    def reset(self) -> None:
+        """Back to the start of a stream."""
+        for state in self.spec.states:
+            self.states[state.name][...] = state.start()
+        self.frame = 0
+
+    def call(self, samples: np.ndarray) -> np.ndarray:
+        """``(call_samples,)`` → ``(sources, call_samples)``, late by ``delay_samples``; the array is reused."""
+        assert self.run is not None
+        self.mixture[0] = samples
+        made = self.run(self.feeds)
+        for state in self.spec.states:
+            held, new = self.states[state.name], made[f"next_{state.name}"]
+            if state.ring_axis is None:
+                np.copyto(held, new)
+            else:
+                self._write(held, new, state.ring_axis)
+        self.frame += self.spec.hops_per_call
+        estimates: np.ndarray = made["estimates"][0]
+        return estimates
+
+    def _write(self, ring: np.ndarray, new: np.ndarray, axis: int) -> None:
+        """New frames go where the oldest ones lie."""
+        length, count = ring.shape[axis], new.shape[axis]
+        at = self.frame % length
+        fitting = min(count, length - at)
+        before = (slice(None),) * axis
+        ring[(*before, slice(at, at + fitting))] = new[(*before, slice(0, fitting))]
+        if fitting < count:
+            ring[(*before, slice(0, count - fitting))] = new[(*before, slice(fitting, count))]
+
+
+def whole(hops: Hops, mixture: np.ndarray) -> np.ndarray:
+    """A whole mixture ``(n,)`` from the start of a stream, delay taken out → ``(sources, n)``."""
+    spec = hops.spec
+    hops.reset()
+    calls = -(-(mixture.size + spec.delay_samples) // spec.call_samples)
+    padded = np.zeros(calls * spec.call_samples, np.float32)
+    padded[: mixture.size] = mixture
+    parts = [hops.call(block).copy() for block in padded.reshape(calls, -1)]
+    return np.concatenate(parts, 1)[:, spec.delay_samples : spec.delay_samples + mixture.size]
+
+
+class Stream:
+    """Separates audio as it comes.
+
+    ``process`` takes blocks of any size and returns what is ready, so that all it returned, joined, lags behind all it
+    was given by ``latency_samples`` and by less than one call. A hop with NaN or infinite samples is taken as silence
+    and counted in ``silenced_hops``.
+
+    Args:
+        bundle: an opened bundle that was built with a ``[stream]`` section.
+        runtime, precision: which artifact; by default the first that can run here.
+        threads: of the runtime.
+
+    Raises:
+        UnsupportedError: the bundle does not stream, or no artifact of it can run here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        runtime: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+    ):
+        facts = bundle.manifest["separator"]
+        if not facts.get("stream"):
+            raise UnsupportedError(
+                f"{bundle.path} separates whole mixtures; deploy {bundle.name} with a [stream] section to stream it"
+            )
+        self.spec = StreamSpec.from_json(facts["stream"])
+        self.sources = bundle.sources
+        artifact = bundle.artifact(runtime, precision)
+        self._identity = f"{bundle.identity} {artifact.name}"
+        self._stack = contextlib.ExitStack()
+        self._hops = Hops(None, self.spec)
+        runner = self._stack.enter_context(artifact.runner(threads))
+        self._hops.run = runner.bound(self._hops.feeds)
+        self.reset()
+
+    @property
+    def latency_samples(self) -> int:
+        """By how much the samples that come out lag behind those that went in."""
+        return self.spec.delay_samples
+
+    def reset(self) -> None:
+        """Forget everything heard; may be called in the middle of a stream."""
+        self._hops.reset()
+        self._waiting = np.zeros(0, np.float32)
+        self.silenced_hops = 0
+
+    def process(self, block: np.ndarray, sample_rate_hz: int | None = None) -> np.ndarray:
+        """``(n,)`` float samples → ``(sources, m)``, all that is ready; m is n where n is a multiple of the call.
+
+        Raises:
+            InputError: not one channel, or another sample rate than the bundle's.
+        """
+        if sample_rate_hz not in (None, self.spec.sample_rate_hz):
+            raise InputError(
+                f"the block is at {sample_rate_hz} Hz, this stream runs at {self.spec.sample_rate_hz} Hz; resample it"
+            )
+        block = np.asarray(block, np.float32)
+        if block.ndim != 1:
+            raise InputError(f"a block must be (samples,), one channel; got {block.shape}")
+        waiting = np.concatenate([self._waiting, block]) if self._waiting.size else block
+        size = self.spec.call_samples
+        calls = waiting.size // size
+        out = np.empty((self.sources, calls * size), np.float32)
+        for k in range(calls):
+            out[:, k * size : (k + 1) * size] = self._hops.call(self._clean(waiting[k * size : (k + 1) * size]))
+        self._waiting = waiting[calls * size :].copy()
+        return out
+
+    def _clean(self, samples: np.ndarray) -> np.ndarray:
+        """Hops that are not finite are silence; one alone would live on in every state."""
+        if np.isfinite(samples).all():
+            return samples
+        hops = samples.reshape(-1, self.spec.hop_samples).copy()
+        bad = ~np.isfinite(hops).all(axis=1)
+        hops[bad] = 0
+        self.silenced_hops += int(np.count_nonzero(bad))
+        return hops.reshape(-1)
+
+    def flush(self) -> np.ndarray:
+        """The rest, ``(sources, m)``, as if silence followed; then the stream starts anew."""
+        owed = self._waiting.size + self.latency_samples
+        calls = -(-owed // self.spec.call_samples)
+        silence = np.zeros(calls * self.spec.call_samples - self._waiting.size, np.float32)
+        rest = self.process(silence)[:, :owed]
+        silenced = self.silenced_hops
+        self.reset()
+        self.silenced_hops = silenced
+        return rest
+
+    def save_state(self, path: str | Path) -> None:
+        """Write the state of the stream to an ``.npz`` file."""
+        about = {"identity": self._identity, "frame": self._hops.frame}
+        np.savez(path, about=json.dumps(about), waiting=self._waiting, allow_pickle=False, **self._hops.states)
+
+    def load_state(self, path: str | Path) -> None:
+        """Go on where ``save_state`` was called.
+
+        Raises:
+            InputError: the file is none of this bundle's and artifact's; the stream is as it was.
+        """
+        try:
+            with np.load(path) as data:
+                about = json.loads(str(data["about"]))
+                held = {name: data[name] for name in (*self._hops.states, "waiting")}
+        except (OSError, ValueError, KeyError) as e:
+            raise InputError(f"{path} is no state of a stream of this bundle ({e})") from e
+        if about["identity"] != self._identity:
+            raise InputError(f"{path} is the state of another bundle or artifact: {about['identity']}")
+        for name, array in self._hops.states.items():
+            array[...] = held[name]
+        self._hops.frame, self._waiting = about["frame"], held["waiting"]
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
