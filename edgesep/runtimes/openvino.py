@@ -67,7 +67,7 @@ class Runner:
         except RuntimeError as e:
             raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
         self._request = compiled.create_infer_request()
-        self._outputs = [(o.any_name, o) for o in compiled.outputs]
+        self._outputs = [(name, o) for o in compiled.outputs for name in o.names]  # one tensor may have several names
         self._shapes = {
             i.any_name: [n.get_length() if n.is_static else None for n in i.partial_shape] for i in compiled.inputs
         }
@@ -89,8 +89,9 @@ class Runner:
     def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         refuse_shapes(feeds, self._shapes)
         request = self._request
-        made = {name: np.empty(tuple(port.shape), np.float32) for name, port in self._outputs}
-        for name, array in (*feeds.items(), *made.items()):
+        arrays = {port.any_name: np.empty(tuple(port.shape), np.float32) for _, port in self._outputs}
+        made = {name: arrays[port.any_name] for name, port in self._outputs}
+        for name, array in (*feeds.items(), *arrays.items()):
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
         def run(_: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.separators.spectral import normalise
 from edgesep.separators.streaming import Carried
 
 SEGMENT = 70  # frames, hard-coded by the authors

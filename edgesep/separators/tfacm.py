@@ -13,9 +13,7 @@ the same weights, ``variant="released"`` keeps them for checkpoints trained that
 * the gate reinterprets ``(B, C, L, F)`` as ``(B·F, C, L)`` without moving axes, which mixes the whole utterance: its
   kernels are all of size 1, so on the map itself it is three 1x1 convolutions.
 
-The causal one also streams: ``StreamingTFACM`` runs the same modules over the frames of one call. What a module needs
-of earlier frames it takes from ``Carried`` and leaves there; ``carried=None`` is a whole utterance, whose past is
-zero.
+The causal one also streams: ``tfacm_stream``.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from torch.nn import functional as F
 from edgesep.separators.base import Checkpoint, Separator, Streaming, load_state, settle
 from edgesep.separators.segments import SEGMENT, Memory, SegmentLstm, State, overlap_add, segments_of
 from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm, Stft, windows
-from edgesep.separators.streaming import Call, Carried, clock
 from edgesep.spec import InputError, StreamSpec, TensorSpec
 
 NAMES = ("TFACMCausal",)
@@ -48,9 +45,7 @@ class PastConv(nn.Module):
         self.past = kernel - 1
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=(0, kernel // 2))
 
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
-        if carried is not None:
-            return self.conv(carried.extend("conv", x, self.past, 2))
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 0, self.past, 0)) if self.past else x)
 
 
@@ -78,11 +73,8 @@ class Transposed(nn.Module):
         super().__init__()
         self.conv_transpose = nn.ConvTranspose1d(inputs, outputs, kernel, stride=hop)
 
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
-        if carried is None:
-            return self.conv_transpose(x)[..., : x.shape[-1]]
-        past = self.conv_transpose.kernel_size[0] - 1
-        return self.conv_transpose(carried.extend("inter_linear", x, past, 2))[..., past : past + x.shape[-1]]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_transpose(x)[..., : x.shape[-1]]
 
 
 class Block(nn.Module):
@@ -125,17 +117,12 @@ class Block(nn.Module):
         y = self.intra_linear(y.transpose(1, 2))
         return y.unflatten(0, (batch, frames)).transpose(1, 2) + x
 
-    def over_frames(self, x: Tensor, state: State | None, call: Call | None) -> tuple[Tensor, State]:
+    def over_frames(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """LSTM within segments of frames, each bin on its own."""
         batch, _, frames, bins = x.shape
         rows = self.inter_norm(x).permute(2, 0, 3, 1).flatten(1, 2)
-        if call is None:
-            y, state = self.inter_rnn(segments_of(rows), state)
-            y = overlap_add(y, frames)
-        else:
-            zero = rows.new_zeros(rows.shape[1], self.inter_rnn.lstm.hidden_size)
-            y, state = self.inter_rnn.steps(rows, call.begins, state or (zero, zero), call.carried)
-        y = self.inter_linear(y.permute(1, 2, 0), call and call.carried)
+        y, state = self.inter_rnn(segments_of(rows), state)
+        y = self.inter_linear(overlap_add(y, frames).permute(1, 2, 0))
         return y.unflatten(0, (batch, bins)).permute(0, 2, 3, 1) + x, state
 
     def head(self, kind: str, x: Tensor) -> Tensor:
@@ -143,22 +130,15 @@ class Block(nn.Module):
         maps = [self.get_submodule(f"attn_conv_{kind}_{i}")(x) for i in range(self.heads)]
         return torch.stack(maps, 1).transpose(2, 3).flatten(3)
 
-    def attend(self, x: Tensor, call: Call | None) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         """Attention over the past, of at most ``context`` frames (its own included)."""
         q, k, v = (self.head(kind, x) for kind in "QKV")
         q = q * q.shape[-1] ** -0.5
-        if call is None:
-            at = torch.arange(x.shape[2], device=x.device)
-            hidden = at[None, :] > at[:, None]
-            if self.context is not None:
-                hidden = hidden | (at[None, :] <= at[:, None] - self.context)
-            y = torch.softmax((q @ k.transpose(2, 3)).masked_fill(hidden, float("-inf")), -1) @ v
-        else:
-            assert self.context is not None  # a stream's memory is bounded
-            rings = [call.carried.ring(name, new, self.context) for name, new in (("keys", k), ("values", v))]
-            score = torch.cat([q @ rings[0].transpose(2, 3), q @ k.transpose(2, 3)], -1) + call.hidden
-            weight = torch.softmax(score, -1)
-            y = weight[..., : self.context] @ rings[1] + weight[..., self.context :] @ v
+        at = torch.arange(x.shape[2], device=x.device)
+        hidden = at[None, :] > at[:, None]
+        if self.context is not None:
+            hidden = hidden | (at[None, :] <= at[:, None] - self.context)
+        y = torch.softmax((q @ k.transpose(2, 3)).masked_fill(hidden, float("-inf")), -1) @ v
         y = y.unflatten(3, (-1, x.shape[3])).transpose(2, 3).flatten(1, 2)
         return self.attn_concat_proj(y) + x
 
@@ -168,12 +148,12 @@ class Block(nn.Module):
             x = x.reshape(shape[0] * shape[3], shape[1], shape[2], 1)
         return self.gcfn_final(self.gcfn_left(x) * self.gcfn_right(x)).reshape(shape)
 
-    def forward(self, x: Tensor, state: State | None, call: Call | None = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         frames, bins = x.shape[2:]
         if self.hs > 1:  # whole windows only
             x = F.pad(x, (0, -(bins - self.ks) % self.hs, 0, -(frames - self.ks) % self.hs))
-        x, state = self.over_frames(self.over_bins(x), state, call)
-        return self.gate(self.attend(x[:, :, :frames, :bins], call)), state
+        x, state = self.over_frames(self.over_bins(x), state)
+        return self.gate(self.attend(x[:, :, :frames, :bins])), state
 
 
 class TFACM(nn.Module):
@@ -240,43 +220,6 @@ class TFACM(nn.Module):
         spectra = self.deconv(x)[:, :, first : first + frames]
         y = stft.synthesise(spectra.unflatten(1, (self.sources, 2)).flatten(0, 1))[:, skipped : skipped + samples]
         return y.unflatten(0, (-1, self.sources))
-
-
-class StreamingTFACM(nn.Module):
-    """One call of a stream: ``(1, N·hop)`` samples and the states → ``(1, S, N·hop)`` estimates and the next states."""
-
-    def __init__(self, net: TFACM, hops: int, context: int):
-        super().__init__()
-        self.net, self.hops, self.context = net, hops, context
-        carried = Carried()
-        with torch.no_grad():
-            self.run(torch.zeros(1, hops * net.stft.hop), carried)  # tells which states there are
-        self.states = tuple(carried.specs.values())
-        self.next_shapes = {name: tuple(value.shape) for name, value in carried.next.items()}
-
-    def forward(self, mixture: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        carried = Carried(dict(zip((s.name for s in self.states), states, strict=True)))
-        estimates = self.run(mixture, carried)
-        return estimates, *(carried.next[s.name] for s in self.states)
-
-    def run(self, mixture: Tensor, carried: Carried) -> Tensor:
-        net, stft, frames = self.net, self.net.stft, self.hops
-        assert isinstance(stft, CausalStft)
-        x = stft.analyse(carried.extend("samples", mixture, stft.n_fft - stft.hop, 1))
-        x = net.conv[1](net.conv[0](x, carried))
-        call = Call(carried, *clock(carried, frames, SEGMENT // 2, self.context))
-        state: State | None = None
-        for i, block in enumerate(net.blocks):
-            if state is not None:
-                memory = cast(Memory, net.mems[0])
-                state = memory.step(state, call.ended, carried.under(f"memory{i}"))
-            x, state = block(x, state, call.under(f"block{i}"))
-        spectra = net.deconv(carried.extend("deconv", x, 2, 2))[:, :, 2 : 2 + frames]
-        y = stft.synthesise(spectra.unflatten(1, (net.sources, 2)).flatten(0, 1))
-        overlap = stft.synthesis - stft.hop
-        y = y + F.pad(carried.take("overlap", (net.sources, overlap)), (0, y.shape[1] - overlap))
-        carried.keep("overlap", y[:, frames * stft.hop :])
-        return y[None, :, : frames * stft.hop]
 
 
 SIZED = ("conv.0.conv.weight", "deconv.weight", "mems.0.h_net.rnn.weight_hh_l0", "blocks.0.intra_linear.weight")
@@ -371,6 +314,8 @@ def bound(separator: Separator, context_s: float | None) -> Separator:
 
 def stream(separator: Separator, hops: int) -> Separator:
     """The streaming separator around the weights of a bounded one."""
+    from edgesep.separators.tfacm_stream import StreamingTFACM  # which is made of this file's modules
+
     net, context = cast(TFACM, separator.module), separator.config["context"]
     stft = cast(CausalStft, net.stft)
     most = min(SEGMENT // 2, context)
@@ -397,7 +342,8 @@ def stream(separator: Separator, hops: int) -> Separator:
             TensorSpec("estimates", (1, separator.sources, size)),
             *(TensorSpec(f"next_{s.name}", shape) for s, shape in zip(states, frames, strict=True)),
         ),
-        keep_float=tuple(f"net.{name}" for name in separator.keep_float),
+        # What the offline graph keeps in float, by its names in the streaming one; rings and states are float anyway.
+        keep_float=("conv", "deconv", "stft", *(f"blocks.{i}.gcfn_final" for i in range(len(net.blocks)))),
         streaming=None,
         stream=spec,
     )
