@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from edgesep.bundle import open_bundle
     from edgesep.line import deploy
     from edgesep.separators import load_separator
+    from edgesep.stream import Stream
 
 __all__ = [
     "BuildError",
     "EdgesepError",
     "InputError",
+    "Stream",
     "UnsupportedError",
     "VerificationError",
     "deploy",
@@ -25,7 +27,12 @@ __all__ = [
     "open_bundle",
 ]
 
-_HOMES = {"open_bundle": "edgesep.bundle", "deploy": "edgesep.line", "load_separator": "edgesep.separators"}
+_HOMES = {
+    "Stream": "edgesep.stream",
+    "deploy": "edgesep.line",
+    "load_separator": "edgesep.separators",
+    "open_bundle": "edgesep.bundle",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -86,3 +86,39 @@ def _ordered(part: np.ndarray, before: np.ndarray) -> np.ndarray:
         best = max(orders, key=lambda order: sum(pairs[i, j] for i, j in enumerate(order)))
         out[b] = part[b, list(best)]
     return out
+
+
+class Online:
+    """Overlapping blocks of audio as it comes: each call takes a block's new part and returns as much, late.
+
+    A sample leaves when the block after the one that it came in with has been faded in, so outputs lag behind the
+    inputs of their call by the overlap, and behind the microphone by a whole block.
+
+    Args:
+        run: separates one block, ``(1, samples)``.
+        block: samples of a block.
+        causal: as in ``separate``.
+    """
+
+    def __init__(self, run: Callable[..., np.ndarray], block: int, sources: int, causal: bool = False):
+        self.run, self.block, self.sources = run, block, sources
+        self.delay_samples = int(block * OVERLAP)
+        self.call_samples = block - self.delay_samples
+        self.fade = _fade(self.delay_samples, self.delay_samples // 10 if causal else self.delay_samples)
+        self.reset()
+
+    def reset(self) -> None:
+        self.heard = np.zeros((1, self.block), np.float32)
+        self.tail = np.zeros((1, self.sources, self.delay_samples), np.float32)
+
+    def call(self, samples: np.ndarray) -> np.ndarray:
+        """``(call_samples,)`` → ``(sources, call_samples)``."""
+        self.heard = np.concatenate([self.heard[:, self.call_samples :], samples[None]], 1)
+        if not self.heard.any():  # silence has no sources to tell apart
+            part = np.zeros((1, self.sources, self.block), np.float32)
+        else:
+            part = _ordered(self.run(self.heard), self.tail)
+        part[:, :, : self.delay_samples] = self.tail + self.fade * (part[:, :, : self.delay_samples] - self.tail)
+        self.tail = part[:, :, self.call_samples :].copy()
+        estimates: np.ndarray = part[0, :, : self.call_samples]
+        return estimates

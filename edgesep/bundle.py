@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgesep import blocks, kernels, measure, stream, verify, video
+from edgesep import bench, blocks, kernels, stream, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, StreamSpec, UnsupportedError, VerificationError
 
@@ -154,6 +154,16 @@ class Separating:
             given = [*given[: len(given) - len(names)], outputs[output]]
         return np.asarray(given[0])
 
+    def look_ahead(self) -> dict[str, Any]:
+        """Of a stream: the look-ahead that was measured, and a miss if it is more than the spec says."""
+        if self._hops is None:
+            return {}
+        found, stated = stream.measured_look_ahead(self._hops), self._hops.spec.look_ahead_samples
+        row: dict[str, Any] = {"look_ahead_samples": found}
+        if found > stated:
+            row["misses"] = [f"an estimate depends on input {found} samples ahead of it, stated are {stated}"]
+        return row
+
 
 class Bundle:
     """An opened bundle. Every file was checked against the manifest's hash."""
@@ -165,6 +175,7 @@ class Bundle:
         self.sample_rate_hz: int = facts["sample_rate_hz"]
         self.sources: int = facts["sources"]
         self.min_samples: int = facts["min_samples"]
+        self.causal: bool = facts["causal"]
         self.artifacts = tuple(Artifact.from_json(a, path) for a in manifest["artifacts"])
         self.criteria = Criteria(**manifest["criteria"])
         #: tells this bundle from others: a digest of its files' hashes
@@ -248,16 +259,24 @@ class Bundle:
         if not np.abs(x).max() > 0:
             raise InputError("mixture is silent, there is nothing to separate")
         inputs = (np.atleast_2d(x), *self._video(x, mouth, late_s))
-        shortest_s = self.min_samples / self.sample_rate_hz
-        if block_s is not None and not block_s >= 2 * shortest_s:
-            raise InputError(f"blocks of {block_s} s are too short, {self.name} needs at least {2 * shortest_s:.3f} s")
+        block = None if block_s is None else self.block_samples(block_s)
         with self.separating(self.artifact(runtime, precision, scan), threads) as run:
-            if block_s is None:
+            if block is None:
                 estimates = run(*inputs)
             else:
-                block, causal = round(block_s * self.sample_rate_hz), self.manifest["separator"]["causal"]
-                estimates = blocks.separate(run, inputs, block, self.min_samples, causal)
+                estimates = blocks.separate(run, inputs, block, self.min_samples, self.causal)
         return estimates[0] if x.ndim == 1 else estimates
+
+    def block_samples(self, block_s: float) -> int:
+        """Samples of a block.
+
+        Raises:
+            InputError: it would be too short for this separator.
+        """
+        shortest_s = self.min_samples / self.sample_rate_hz
+        if not block_s >= 2 * shortest_s:
+            raise InputError(f"blocks of {block_s} s are too short, {self.name} needs at least {2 * shortest_s:.3f} s")
+        return round(block_s * self.sample_rate_hz)
 
     def _video(self, mixture: np.ndarray, mouth: np.ndarray | None, late_s: float) -> tuple[np.ndarray, ...]:
         """The crops that a front-end wants, batch 1."""
@@ -306,9 +325,11 @@ class Bundle:
                 with self.separating(artifact) as run:
                     found = verify.quality(run, items)
                     shapes_db = verify.shapes_snr_db(run, cases)
+                    look = run.look_ahead()
                 missed = verify.misses(found, shapes_db, None, artifact.precision, self.criteria)
+                missed += look.pop("misses", [])
                 row |= {"status": "failed" if missed else "ok", **found.to_json(), "shapes_snr_db": round(shapes_db, 2)}
-                row["misses"] = missed
+                row |= look | {"misses": missed}
             except UnsupportedError as e:
                 row |= {"status": "not run", "misses": [], "note": str(e)}
             except VerificationError as e:
@@ -323,39 +344,26 @@ class Bundle:
         rows = []
         for artifact in self.artifacts:
             tick(artifact.name)
-            rows.append(bench_row(artifact, self.manifest["separator"], seconds, threads))
+            rows.append(bench.row(artifact, self.manifest["separator"], seconds, threads))
         return rows
 
+    def bench_stream(
+        self,
+        minutes: float = 1.0,
+        threads: int | None = None,
+        load: bool = False,
+        tick: Callable[[str], None] = lambda _: None,
+    ) -> list[dict[str, Any]]:
+        """Measure every artifact at the pace of audio (``paced``), each in a process of its own.
 
-def bench_row(
-    artifact: Artifact, separator: dict[str, Any], seconds: float, threads: int | None = None
-) -> dict[str, Any]:
-    """Latency, memory, load time and size of one artifact, with the environment they were measured in."""
-    row = artifact.label() | {"threads": threads or artifact.threads, "size_mb": round(artifact.size_mb(), 4)}
-    if artifact.note:
-        return row | {"status": "not run", "note": artifact.note}
-    job = {
-        "runtime": artifact.runtime,
-        "precision": artifact.precision,
-        "threads": threads or artifact.threads,
-        "graphs": [
-            {"folder": str(g.folder), "files": list(g.files), "inputs": f["second"]}
-            for g, f in zip(
-                artifact.graphs(), [separator["front_end"], separator][-len(artifact.graphs()) :], strict=True
-            )
-        ],
-        "seconds": seconds,
-        "stream": separator.get("stream"),
-    }
-    try:
-        artifact.available()
-        row |= {"status": "ok", **measure.measure_apart(job)}
-    except UnsupportedError as e:
-        return row | {"status": "not run", "note": str(e)}
-    # Queries are one second of audio, or one call of a stream.
-    spec = separator.get("stream") and StreamSpec.from_json(separator["stream"])
-    row["rtf"] = round(row["p50_ms"] / (spec.call_samples / spec.sample_rate_hz * 1e3 if spec else 1e3), 5)
-    return row | {"environment": measure.environment()}
+        Raises:
+            UnsupportedError: the bundle does not stream.
+        """
+        rows, spec = [], stream.spec_of(self)
+        for artifact in self.artifacts:
+            tick(artifact.name)
+            rows.append(bench.stream_row(artifact, self.manifest["separator"], spec, minutes, threads, load))
+        return rows
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -198,15 +198,29 @@ def bench(
     bundle: BundlePath,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="how long each artifact is timed")] = 5.0,
+    stream: Annotated[bool, typer.Option("--stream", help="at the pace of audio: late calls, jitter, p99.9")] = False,
+    minutes: Annotated[float, typer.Option(min=0.01, help="with --stream: how long each artifact is timed")] = 1.0,
+    load: Annotated[bool, typer.Option("--load", help="with --stream: a second process keeps a core busy")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a bundle's artifacts on this machine: percentiles, real-time factor, memory, load time."""
+    """Measure a bundle's artifacts on this machine: percentiles, real-time factor, memory, load time.
+
+    Example: `edgesep bench bundle/ --threads 1`
+
+    A stream that must not be late: `edgesep bench bundle/ --stream --minutes 10 --load`
+    """
     from edgesep.bundle import open_bundle
 
     opened = open_bundle(bundle)
     with progress() as tick:
-        rows = opened.bench(seconds, threads, lambda text: tick(0, 0, f"measuring {text}"))
+
+        def now(text: str) -> None:
+            tick(0, 0, f"measuring {text}")
+
+        rows = opened.bench_stream(minutes, threads, load, now) if stream else opened.bench(seconds, threads, now)
     show(rows, as_json)
+    if stream and not as_json:
+        print("latency: algorithmic + buffering + p99 of a call; the sound card adds its own")
 
 
 @app.command()
@@ -247,15 +261,59 @@ def separate(
             scan=scan,
             threads=threads,
         )
-    estimates = sound.resample(estimates, opened.sample_rate_hz, rate)
+    _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)
+
+
+def _write_sources(estimates: Any, rate: int, out: Path, stem: str) -> None:
+    from edgesep import audio as sound
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         for i, signal in enumerate(estimates):
-            file = out / f"{audio.stem}_s{i + 1}.wav"
+            file = out / f"{stem}_s{i + 1}.wav"
             sound.write(file, signal, rate)
             print(file)
     except (OSError, RuntimeError) as e:
         raise EdgesepError(f"{out} cannot be written ({e}); give a folder you may write to") from e
+
+
+@app.command()
+def stream(
+    bundle: BundlePath,
+    audio: Annotated[Path | None, typer.Argument(help="WAV or FLAC; leave out for --live")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for one WAV per source")] = None,
+    live: Annotated[bool, typer.Option("--live", help="from the sound card and back to it")] = False,
+    source: Annotated[int, typer.Option(min=1, help="with --live: which source to play")] = 1,
+    block_s: Annotated[float | None, typer.Option(help="bundles without a stream: blocks of so many seconds")] = None,
+    runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
+    threads: Threads = None,
+) -> None:
+    """Separate hop by hop, with a bounded memory: a file, or the sound card's input until Ctrl-C.
+
+    Example: `edgesep stream bundle/ mix.wav --out sources/`
+
+    Live: `edgesep stream bundle/ --live --source 2`
+    """
+    from edgesep import audio as sound
+    from edgesep import live as card
+    from edgesep.bundle import open_bundle
+    from edgesep.stream import Stream
+
+    if live == (audio is not None) or (audio is not None and out is None):
+        raise EdgesepError("give an audio file and --out DIR, or --live alone")
+    opened = open_bundle(bundle)
+    with Stream(opened, runtime=runtime, precision=precision, threads=threads, block_s=block_s) as stream:
+        if audio is None:
+            card.play(stream, source, lambda text: print(text, file=sys.stderr))
+            return
+        assert out is not None  # checked above
+        mixture, rate = sound.read(audio, opened.sample_rate_hz)
+        with progress() as tick:
+            estimates = stream.separate(mixture, lambda done: tick(done, mixture.size, f"streaming {audio.name}"))
+        if stream.silenced_hops:
+            print(f"{stream.silenced_hops} hops held NaN or infinite samples and were silenced", file=sys.stderr)
+    _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)
 
 
 kernels_app = typer.Typer(

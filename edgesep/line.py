@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import bundle, golden, graph, kernels, measure, passes, verify
+from edgesep import bench, bundle, golden, graph, kernels, measure, passes, verify
 from edgesep.calibration import MixtureSet
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
@@ -357,22 +357,24 @@ class Line:
         facts: dict[str, Any],
     ) -> dict[str, Any]:
         if artifact.note:
-            row = bundle.bench_row(artifact, facts, 0)
+            row = bench.row(artifact, facts, 0)
             return row | {
                 "status": "built, not run",
                 "runtime_version": runtime(artifact.runtime).version(),
                 "misses": [],
             }
         self.tick(0, 0, f"measuring {artifact.name}")
-        row = bundle.bench_row(artifact, facts, 2.0)
+        row = bench.row(artifact, facts, 2.0)
         try:
             with bundle.Separating(artifact, facts) as run:
                 quality = self._judge(run, references, f"verifying {artifact.name}")
                 shapes_db = verify.shapes_snr_db(run, cases)
+                look = run.look_ahead()
         except VerificationError as e:
             return row | {"status": "failed", "misses": [str(e)]}
         misses = verify.misses(quality, shapes_db, row["rtf"], artifact.precision, self.recipe.limits())
-        found = {**quality.to_json(), "shapes_snr_db": round(shapes_db, 2), "misses": misses}
+        misses += look.pop("misses", [])
+        found = {**quality.to_json(), "shapes_snr_db": round(shapes_db, 2), **look, "misses": misses}
         return row | found | {"status": "failed" if misses else "ok"}
 
 

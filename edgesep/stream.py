@@ -10,16 +10,28 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from edgesep import blocks
 from edgesep.spec import InputError, StreamSpec, UnsupportedError
 
 if TYPE_CHECKING:
     from edgesep.bundle import Bundle
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Calls(Protocol):
+    """What a ``Stream`` drives."""
+
+    @property
+    def call_samples(self) -> int: ...
+    @property
+    def delay_samples(self) -> int: ...
+    def reset(self) -> None: ...
+    def call(self, samples: np.ndarray) -> np.ndarray: ...
 
 
 class Hops:
@@ -34,6 +46,14 @@ class Hops:
         self.states = {state.name: state.start() for state in spec.states}
         self.feeds = {"mixture": self.mixture, **self.states}
         self.frame = 0
+
+    @property
+    def call_samples(self) -> int:
+        return self.spec.call_samples
+
+    @property
+    def delay_samples(self) -> int:
+        return self.spec.delay_samples
 
     def reset(self) -> None:
         """Back to the start of a stream."""
@@ -78,6 +98,39 @@ def whole(hops: Hops, mixture: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, 1)[:, spec.delay_samples : spec.delay_samples + mixture.size]
 
 
+def measured_look_ahead(hops: Hops) -> int:
+    """How far ahead of a sample the latest input lies that it depends on, found by changing the future.
+
+    For every place within a call: from there on the input is another one; the first estimate that moves tells.
+    """
+    spec = hops.spec
+    rng = np.random.default_rng(0)
+    calls = 4 + -(-spec.algorithmic_latency_samples // spec.call_samples)
+    mixture = (0.1 * rng.standard_normal(calls * spec.call_samples)).astype(np.float32)
+    before = whole(hops, mixture)
+    farthest = 0
+    for start in range((calls - 2) * spec.call_samples, (calls - 1) * spec.call_samples):
+        changed = mixture.copy()
+        changed[start:] = 0.5 * rng.standard_normal(mixture.size - start)
+        moved = np.flatnonzero((whole(hops, changed) != before).any(axis=0))
+        farthest = max(farthest, start - int(moved[0]))
+    return farthest
+
+
+def spec_of(bundle: Bundle) -> StreamSpec:
+    """What a bundle's streaming graphs promise.
+
+    Raises:
+        UnsupportedError: it has none.
+    """
+    given = bundle.manifest["separator"].get("stream")
+    if not given:
+        raise UnsupportedError(
+            f"{bundle.path} separates whole mixtures; a causal separator streams if its recipe has a [stream] section"
+        )
+    return StreamSpec.from_json(given)
+
+
 class Stream:
     """Separates audio as it comes.
 
@@ -89,6 +142,8 @@ class Stream:
         bundle: an opened bundle that was built with a ``[stream]`` section.
         runtime, precision: which artifact; by default the first that can run here.
         threads: of the runtime.
+        block_s: for bundles that separate whole mixtures: go on in overlapping blocks of so many seconds, joined as in
+            ``blocks``; the latency is then a whole block.
 
     Raises:
         UnsupportedError: the bundle does not stream, or no artifact of it can run here.
@@ -101,30 +156,32 @@ class Stream:
         runtime: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        block_s: float | None = None,
     ):
-        facts = bundle.manifest["separator"]
-        if not facts.get("stream"):
-            raise UnsupportedError(
-                f"{bundle.path} separates whole mixtures; deploy {bundle.name} with a [stream] section to stream it"
-            )
-        self.spec = StreamSpec.from_json(facts["stream"])
-        self.sources = bundle.sources
+        self.sources, self.sample_rate_hz = bundle.sources, bundle.sample_rate_hz
         artifact = bundle.artifact(runtime, precision)
         self._identity = f"{bundle.identity} {artifact.name}"
         self._stack = contextlib.ExitStack()
-        self._hops = Hops(None, self.spec)
-        runner = self._stack.enter_context(artifact.runner(threads))
-        self._hops.run = runner.bound(self._hops.feeds)
+        self._calls: Calls
+        if block_s is None:
+            hops = Hops(None, spec_of(bundle))
+            hops.run = self._stack.enter_context(artifact.runner(threads)).bound(hops.feeds)
+            self._calls, self.hop_samples = hops, hops.spec.hop_samples
+        else:
+            separating = self._stack.enter_context(bundle.separating(artifact, threads))
+            self._calls = blocks.Online(separating, bundle.block_samples(block_s), bundle.sources, bundle.causal)
+            self.hop_samples = self._calls.call_samples
+        self.call_samples = self._calls.call_samples
         self.reset()
 
     @property
     def latency_samples(self) -> int:
         """By how much the samples that come out lag behind those that went in."""
-        return self.spec.delay_samples
+        return self._calls.delay_samples
 
     def reset(self) -> None:
         """Forget everything heard; may be called in the middle of a stream."""
-        self._hops.reset()
+        self._calls.reset()
         self._waiting = np.zeros(0, np.float32)
         self.silenced_hops = 0
 
@@ -134,19 +191,19 @@ class Stream:
         Raises:
             InputError: not one channel, or another sample rate than the bundle's.
         """
-        if sample_rate_hz not in (None, self.spec.sample_rate_hz):
+        if sample_rate_hz not in (None, self.sample_rate_hz):
             raise InputError(
-                f"the block is at {sample_rate_hz} Hz, this stream runs at {self.spec.sample_rate_hz} Hz; resample it"
+                f"the block is at {sample_rate_hz} Hz, this stream runs at {self.sample_rate_hz} Hz; resample it"
             )
         block = np.asarray(block, np.float32)
         if block.ndim != 1:
             raise InputError(f"a block must be (samples,), one channel; got {block.shape}")
         waiting = np.concatenate([self._waiting, block]) if self._waiting.size else block
-        size = self.spec.call_samples
+        size = self.call_samples
         calls = waiting.size // size
         out = np.empty((self.sources, calls * size), np.float32)
         for k in range(calls):
-            out[:, k * size : (k + 1) * size] = self._hops.call(self._clean(waiting[k * size : (k + 1) * size]))
+            out[:, k * size : (k + 1) * size] = self._calls.call(self._clean(waiting[k * size : (k + 1) * size]))
         self._waiting = waiting[calls * size :].copy()
         return out
 
@@ -154,7 +211,7 @@ class Stream:
         """Hops that are not finite are silence; one alone would live on in every state."""
         if np.isfinite(samples).all():
             return samples
-        hops = samples.reshape(-1, self.spec.hop_samples).copy()
+        hops = samples.reshape(-1, self.hop_samples).copy()
         bad = ~np.isfinite(hops).all(axis=1)
         hops[bad] = 0
         self.silenced_hops += int(np.count_nonzero(bad))
@@ -163,18 +220,38 @@ class Stream:
     def flush(self) -> np.ndarray:
         """The rest, ``(sources, m)``, as if silence followed; then the stream starts anew."""
         owed = self._waiting.size + self.latency_samples
-        calls = -(-owed // self.spec.call_samples)
-        silence = np.zeros(calls * self.spec.call_samples - self._waiting.size, np.float32)
+        calls = -(-owed // self.call_samples)
+        silence = np.zeros(calls * self.call_samples - self._waiting.size, np.float32)
         rest = self.process(silence)[:, :owed]
         silenced = self.silenced_hops
         self.reset()
         self.silenced_hops = silenced
         return rest
 
+    def separate(self, mixture: np.ndarray, tick: Callable[[int], None] = lambda _: None) -> np.ndarray:
+        """A whole ``(n,)`` from the start of a stream, latency taken out → ``(sources, n)``.
+
+        Args:
+            tick: called with the samples done, about once a second of audio.
+        """
+        self.reset()
+        parts = []
+        for start in range(0, mixture.size, self.sample_rate_hz):
+            parts.append(self.process(mixture[start : start + self.sample_rate_hz]))
+            tick(start)
+        parts.append(self.flush())
+        return np.concatenate(parts, 1)[:, self.latency_samples :]
+
     def save_state(self, path: str | Path) -> None:
         """Write the state of the stream to an ``.npz`` file."""
-        about = {"identity": self._identity, "frame": self._hops.frame}
-        np.savez(path, about=json.dumps(about), waiting=self._waiting, allow_pickle=False, **self._hops.states)
+        hops = self._stateful()
+        about = {"identity": self._identity, "frame": hops.frame}
+        np.savez(path, about=json.dumps(about), waiting=self._waiting, allow_pickle=False, **hops.states)
+
+    def _stateful(self) -> Hops:
+        if not isinstance(self._calls, Hops):
+            raise UnsupportedError("a stream in blocks has no state but its last block; begin it anew")
+        return self._calls
 
     def load_state(self, path: str | Path) -> None:
         """Go on where ``save_state`` was called.
@@ -182,17 +259,18 @@ class Stream:
         Raises:
             InputError: the file is none of this bundle's and artifact's; the stream is as it was.
         """
+        hops = self._stateful()
         try:
             with np.load(path) as data:
                 about = json.loads(str(data["about"]))
-                held = {name: data[name] for name in (*self._hops.states, "waiting")}
+                held = {name: data[name] for name in data.files}
         except (OSError, ValueError, KeyError) as e:
             raise InputError(f"{path} is no state of a stream of this bundle ({e})") from e
         if about["identity"] != self._identity:
             raise InputError(f"{path} is the state of another bundle or artifact: {about['identity']}")
-        for name, array in self._hops.states.items():
+        for name, array in hops.states.items():
             array[...] = held[name]
-        self._hops.frame, self._waiting = about["frame"], held["waiting"]
+        hops.frame, self._waiting = about["frame"], held["waiting"]
 
     def close(self) -> None:
         self._stack.close()
