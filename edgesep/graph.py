@@ -107,6 +107,7 @@ def describe(model: onnx.ModelProto, separator: Separator) -> None:
         "sources": separator.sources,
         "inputs": [s.to_json() for s in separator.inputs],
         "outputs": [s.to_json() for s in separator.outputs],
+        "stream": separator.stream and separator.stream.to_json(),
     }
     onnx.helper.set_model_props(model, {"edgesep": json.dumps(facts)})
 

@@ -108,13 +108,13 @@ def measured_look_ahead(hops: Hops) -> int:
     calls = 4 + -(-spec.algorithmic_latency_samples // spec.call_samples)
     mixture = (0.1 * rng.standard_normal(calls * spec.call_samples)).astype(np.float32)
     before = whole(hops, mixture)
-    farthest = 0
+    ahead = []
     for start in range((calls - 2) * spec.call_samples, (calls - 1) * spec.call_samples):
         changed = mixture.copy()
         changed[start:] = 0.5 * rng.standard_normal(mixture.size - start)
         moved = np.flatnonzero((whole(hops, changed) != before).any(axis=0))
-        farthest = max(farthest, start - int(moved[0]))
-    return farthest
+        ahead.append(start - int(moved[0]))
+    return max(ahead)
 
 
 def spec_of(bundle: Bundle) -> StreamSpec:
