@@ -109,7 +109,7 @@ def test_the_measured_look_ahead_is_the_stated_one(bundles, hops, runtime, preci
 
 def test_more_look_ahead_than_stated_is_seen():
     spec = StreamSpec(8000, 4, 1, 4, 0, None, (StateSpec("state_last", (1, 4)),))
-    late = Hops(lambda f: {"estimates": f["state_last"][:, None], "next_state_last": f["mixture"]}, spec)
+    late = Hops(lambda f: {"estimates": f["state_last"].copy()[:, None], "next_state_last": f["mixture"]}, spec)
     assert measured_look_ahead(late) == -4  # says that it is not late, but is: samples come four later than stated
     mean = Hops(
         lambda f: {"estimates": f["mixture"].mean(1)[:, None, None].repeat(4, 2), "next_state_last": f["state_last"]},

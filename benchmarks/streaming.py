@@ -1,0 +1,223 @@
+"""What a stream does over minutes, with less past, at the pace of audio, and against rerunning the whole graph.
+
+    edgesep demo --separator HearingAid --out demo-bundle-hearing-aid
+    python benchmarks/streaming.py demo-bundle-hearing-aid edgesep/demo/hearingaid.pth
+    python benchmarks/streaming.py demo-bundle-hearing-aid edgesep/demo/hearingaid.pth --part drift
+
+The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces its part's rows):
+
+* drift: ten minutes of stream, the same minute of mixtures ten times: SI-SNR of every minute, memory before and after;
+  then ten seconds of silence, and then ten seconds 40 dB louder, and the minute again after each.
+* context: attention over 0.25 to 2 s of past: quality on the test set, state, memory, time of a call.
+* paced: a minute at the pace of audio on an idle machine, and one beside a second process that keeps a core busy.
+* window: one call of the stream against the plain way, the offline graph run again over the last second for every hop.
+* published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgesep
+from edgesep import Stream, bench, graph, measure
+from edgesep.bundle import Artifact, Separating
+from edgesep.calibration import MixtureSet
+from edgesep.runtimes import runtime
+from edgesep.separators import tfacm
+from edgesep.verify import output_snr_db, pit_si_snr_db, quality
+
+HERE = Path(__file__).parent
+TEST = HERE.parent / "calibration" / "test"
+RUNTIMES = ("onnxruntime", "openvino")
+PUBLISHED = {
+    "n_srcs": 2,
+    "n_fft": 64,
+    "stride": 8,
+    "n_layers": 3,
+    "lstm_hidden_units": 64,
+    "attn_n_head": 2,
+    "attn_approx_qk_dim": 132,
+    "emb_dim": 64,
+    "emb_ks": 8,
+    "emb_hs": 1,
+}
+
+
+def minute(test: MixtureSet, rate: int) -> list[np.ndarray]:
+    """``(sources, samples)`` of test items, a minute together."""
+    found, total = [], 0
+    for item in test:
+        found.append(item.sources)
+        total += item.sources.shape[1]
+        if total >= 60 * rate:
+            break
+    return found
+
+
+def scored(stream: Stream, items: list[np.ndarray]) -> float:
+    """Mean SI-SNR of one more minute through a running stream, each item judged after its first half second."""
+    joined = np.concatenate(items, 1)
+    estimates = np.concatenate([stream.process(joined.sum(0)), stream.process(np.zeros(stream.sample_rate_hz // 4))], 1)
+    estimates = estimates[:, stream.latency_samples :]
+    skipped, scores, at = stream.sample_rate_hz // 2, [], 0
+    for item in items:
+        there = slice(at + skipped, at + item.shape[1])
+        scores.append(pit_si_snr_db(estimates[:, there], item[:, skipped:]))
+        at += item.shape[1]
+    return float(np.mean(scores))
+
+
+def drift(bundle: edgesep.bundle.Bundle, minutes: int) -> Iterator[dict[str, Any]]:
+    rate = bundle.sample_rate_hz
+    items = minute(MixtureSet.open(TEST, rate, bundle.sources), rate)
+    joined = np.concatenate(items, 1).sum(0)
+    for artifact in bundle.artifacts:
+        with Stream(bundle, runtime=artifact.runtime, precision=artifact.precision, threads=1) as stream:
+            first = scored(stream, items)
+            before_mb = measure.peak_rss_mb()
+            scores = [first, *(scored(stream, items) for _ in range(minutes - 1))]
+            after_mb = measure.peak_rss_mb()
+            stream.process(np.zeros(10 * rate, np.float32))
+            silence = scored(stream, items)
+            stream.process(100 * joined[: 10 * rate])
+            loud = scored(stream, items)
+        yield artifact.label() | {
+            "si_snr_db": [round(s, 3) for s in scores],
+            "largest_change_db": round(max(abs(s - first) for s in scores), 3),
+            "after_silence_db": round(silence - first, 3),
+            "after_40_db_louder_db": round(loud - first, 3),
+            "grown_mb": round(after_mb - before_mb, 1),
+        }
+
+
+def streaming_artifact(separator: Any, folder: Path, kind: str, threads: int) -> tuple[Artifact, dict[str, Any]]:
+    """One build of a streaming separator, and what a manifest would say of it."""
+    file, out = folder / "model.onnx", folder / kind
+    out.mkdir(exist_ok=True)
+    if not file.exists():
+        graph.export_onnx(separator, separator.module, file)
+    files = runtime(kind).build(file, out, "fp32", {})
+    facts = separator.describe() | {"front_end": None}
+    return Artifact(kind, "fp32", threads, out, tuple(files)), facts
+
+
+def context(checkpoint: Path) -> Iterator[dict[str, Any]]:
+    separator = edgesep.load_separator(checkpoint)
+    test = MixtureSet.open(TEST, separator.sample_rate_hz, separator.sources)
+    for seconds in (0.25, 0.5, 1.0, 2.0):
+        bounded = separator.streaming.bound(separator, seconds)
+        stream = separator.streaming.stream(bounded, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            artifact, facts = streaming_artifact(stream, Path(folder), "onnxruntime", 1)
+            with Separating(artifact, facts) as run:
+                found = quality(run, ((m.inputs(), m.sources, bounded(*m.inputs())[0].numpy()) for m in test))
+            row = bench.row(artifact, facts, 3.0)
+        states_kb = sum(np.prod(s.shape) * 4 for s in stream.stream.states) / 1e3
+        yield {
+            "context_s": seconds,
+            "si_snri_db": round(found.si_snri_db, 3),
+            "output_snr_db": round(found.output_snr_db, 1),
+            "state_kb": round(float(states_kb), 1),
+            **{k: row[k] for k in ("p50_ms", "p99_ms", "rtf", "peak_rss_mb")},
+        }
+
+
+def paced(bundle: edgesep.bundle.Bundle, minutes: float) -> Iterator[dict[str, Any]]:
+    for load in (False, True):
+        yield from bundle.bench_stream(minutes, 1, load)
+
+
+def window(bundle: edgesep.bundle.Bundle, checkpoint: Path, window_s: float = 1.0) -> Iterator[dict[str, Any]]:
+    """A hop the plain way: the offline graph over the last second, of which the newest hop is kept."""
+    offline = edgesep.load_separator(checkpoint)
+    x = 0.1 * np.random.default_rng(0).standard_normal((1, int(window_s * offline.sample_rate_hz))).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        graph.export_onnx(offline, offline.module, file)
+        for kind in RUNTIMES:
+            artifact = bundle.artifact(kind, "fp32")
+            files = runtime(kind).build(file, Path(folder), "fp32", {})
+            with (
+                runtime(kind).Runner(Path(folder), files, "fp32", 1) as whole,
+                bundle.separating(artifact, 1) as separating,
+            ):
+                hops = separating._hops
+                call, mixture = hops.mixture[0].copy(), {"mixture": x}
+                calls = {"stream": lambda h=hops, c=call: h.call(c), "window": lambda w=whole, m=mixture: w.run(m)}
+                times = measure.paired_ms(calls, 10.0)
+            medians = {name: float(np.median(t)) for name, t in times.items()}
+            yield {
+                "runtime": kind,
+                "window_s": window_s,
+                "hops_per_call": hops.spec.hops_per_call,
+                "stream_ms": round(medians["stream"], 4),
+                "window_ms": round(medians["window"], 3),
+                "cheaper": round(medians["window"] / medians["stream"], 1),
+            }
+
+
+def published(hops: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    separator = tfacm.create(PUBLISHED, 8000)
+    bounded = separator.streaming.bound(separator, 0.5)
+    x = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
+    whole = bounded(x).numpy()[None]
+    for count in hops:
+        stream = separator.streaming.stream(bounded, count)
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in RUNTIMES:
+                artifact, facts = streaming_artifact(stream, Path(folder), kind, 2)
+                with Separating(artifact, facts) as run:
+                    snr_db = output_snr_db(run(x[None]), whole)
+                for threads in (1, 2):
+                    row = bench.row(replace(artifact, threads=threads), facts, 10.0)
+                    yield {
+                        "runtime": kind,
+                        "threads": threads,
+                        "hops_per_call": count,
+                        "context_s": 0.5,
+                        "output_snr_db": round(snr_db, 1),
+                        **{k: row[k] for k in ("p50_ms", "p99_ms", "rtf", "peak_rss_mb")},
+                    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="that the bundle was made of")
+    names = ("drift", "context", "paced", "window", "published")
+    parser.add_argument("--part", choices=names, action="append", help="may be repeated (default: all)")
+    parser.add_argument("--minutes", type=float, default=10, help="of drift")
+    parser.add_argument("--paced-minutes", type=float, default=1)
+    args = parser.parse_args()
+    bundle = edgesep.open_bundle(args.bundle)
+    parts = {
+        "drift": lambda: drift(bundle, int(args.minutes)),
+        "context": lambda: context(args.checkpoint),
+        "paced": lambda: paced(bundle, args.paced_minutes),
+        "window": lambda: window(bundle, args.checkpoint),
+        "published": lambda: published((1, 8, 16)),
+    }
+    file = HERE / "results" / "streaming.jsonl"
+    for name in args.part or names:
+        rows = []
+        for found in parts[name]():
+            rows.append({"part": name, "separator": bundle.name, **found})
+            rows[-1].setdefault("environment", measure.environment())
+            rows[-1]["day"] = time.strftime("%Y-%m-%d")
+            print(json.dumps({k: v for k, v in rows[-1].items() if k != "environment"}), flush=True)
+        kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
+        kept = [r for r in kept if r["part"] != name]
+        file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+
+
+if __name__ == "__main__":
+    main()
