@@ -84,6 +84,58 @@ def long_files() -> str:
     return "\n".join(lines)
 
 
+def streaming() -> str:
+    """Everything that was measured of streams, a small table for each part."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in rows("streaming"):
+        parts.setdefault(row["part"], []).append(row)
+    lines = ["At the pace of audio for a minute, one thread, alone and beside a process that keeps a core busy:", ""]
+    lines += [
+        "| runtime | precision | other load | p50 ms | p99 ms | p99.9 ms | jitter ms | late calls | longest run | RTF"
+        " | algorithmic + buffering + p99 ms |",
+        "|" + "---|" * 11,
+    ]
+    for r in parts["paced"]:
+        busy = "yes" if r["load"] else "no"
+        late = f"{r['late_calls']} of {r['calls']:,} | {r['longest_late_run']}"
+        lines.append(
+            f"| {r['runtime']} | {r['precision']} | {busy} | {r['p50_ms']:.2f} | {r['p99_ms']:.2f}"
+            f" | {r['p99.9_ms']:.2f} | {r['jitter_ms']:.2f} | {late} | {r['rtf']:.3f}"
+            f" | {r['algorithmic_ms']:g} + {r['buffering_ms']:g} + {r['p99_ms']:.2f} |"
+        )
+    lines += ["", "Ten minutes without a reset, the same minute of mixtures ten times (SI-SNR in dB):", ""]
+    lines += [
+        "| runtime | precision | first minute | last minute | largest change | after 10 s of silence"
+        " | after 10 s 40 dB louder | memory grown |",
+        "|" + "---|" * 8,
+    ]
+    for r in parts["drift"]:
+        lines.append(
+            f"| {r['runtime']} | {r['precision']} | {r['si_snr_db'][0]:.2f} | {r['si_snr_db'][-1]:.2f}"
+            f" | {r['largest_change_db']:.2f} | {r['after_silence_db']:+.2f} | {r['after_40_db_louder_db']:+.2f}"
+            f" | {r['grown_mb']:.1f} MB |"
+        )
+    lines += ["", "How much past the attention needs (ONNX Runtime, one hop a call, one thread):", ""]
+    lines += ["| context | SI-SNRi dB | state kB | peak MB | p50 ms | RTF |", "|" + "---|" * 6]
+    for r in parts["context"]:
+        lines.append(
+            f"| {r['context_s']:g} s | {r['si_snri_db']:.2f} | {r['state_kb']:,.0f} | {r['peak_rss_mb']:.0f}"
+            f" | {r['p50_ms']:.2f} | {r['rtf']:.3f} |"
+        )
+    lines += ["", "Against the plain way, the offline graph run again over the last second for every hop:", ""]
+    lines += ["| runtime | stream ms | plain way ms | times cheaper |", "|" + "---|" * 4]
+    for r in parts["window"]:
+        lines.append(f"| {r['runtime']} | {r['stream_ms']:.2f} | {r['window_ms']:.1f} | {r['cheaper']:.0f} |")
+    lines += ["", "TFACM at its published size (8 kHz, 8 ms window, 1 ms hop), 0.5 s of context:", ""]
+    lines += ["| runtime | threads | hops a call | p50 ms | RTF | SNR to offline dB |", "|" + "---|" * 6]
+    for r in parts["published"]:
+        lines.append(
+            f"| {r['runtime']} | {r['threads']} | {r['hops_per_call']} | {r['p50_ms']:.2f} | {r['rtf']:.2f}"
+            f" | {r['output_snr_db']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def demos() -> str:
     lines = [
         "| separator | parameters | rate | SI-SNRi, unseen voices | training | seed |",
@@ -111,7 +163,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, scan, long_files, papers, demos):
+    for make in (demo, runtimes, scan, streaming, long_files, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

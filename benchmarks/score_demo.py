@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--training", required=True, help="how it was trained: time, machine, steps")
+    parser.add_argument("--name", help="its section in demos.toml (default: the separator's class)")
     args = parser.parse_args()
     separator = load_separator(args.checkpoint)
     visual = separator.front_end is not None
@@ -50,8 +51,9 @@ def main() -> None:
     test = MixtureSet.open(folder, separator.sample_rate_hz, 2, mouth=visual)
     gains = [gain_db(separator, item) for item in test]
     low, high = verify.bootstrap_interval(gains)
+    name = args.name or separator.name
     row = {
-        "separator": separator.name,
+        "separator": name,
         "parameters": separator.parameters,
         "sample_rate_hz": separator.sample_rate_hz,
         "mixtures": len(gains),
@@ -60,7 +62,7 @@ def main() -> None:
         "high_db": round(high, 3),
         "worst5_db": round(-verify.worst_share([-g for g in gains], 0.05), 3),
         "training": args.training,
-        "seed": tomllib.loads((HERE / "demos.toml").read_text())[separator.name]["seed"],
+        "seed": tomllib.loads((HERE / "demos.toml").read_text())[name]["seed"],
         "date": time.strftime("%Y-%m-%d"),
     }
     if visual:

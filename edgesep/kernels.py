@@ -107,6 +107,8 @@ def _options(kind: str, target: str | None) -> list[str]:
         assert found is not None  # its version was read before
         assert found.origin is not None
         made.append(f"-DOpenVINO_DIR={Path(found.origin).parent / 'cmake'}")
+    if kind == "onnxruntime" and (headers := os.environ.get("ONNXRUNTIME_INCLUDE_DIR")):
+        made.append(f"-DONNXRUNTIME_INCLUDE_DIR={headers}")  # checks our own declarations
     if kind in ("tensorrt", "cuda-tests"):
         if made:
             raise UnsupportedError(f"CUDA kernels for {target} are built on the device itself")

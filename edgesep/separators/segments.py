@@ -62,35 +62,6 @@ class SegmentLstm(nn.Module):
             _, (h, c) = self.lstm(torch.zeros(SEGMENT // 2, self.lstm.input_size))
         return h[0], c[0]
 
-    def steps(self, x: Tensor, begins: list[Tensor], fresh: State, carried: Carried) -> tuple[Tensor, State]:
-        """Frames ``(N, R, C)`` through the two segments that each of them lies in, the older one first.
-
-        Where ``begins`` says so (once at most), the older segment has ended, the younger takes its place and a new
-        one begins from ``fresh`` ``(R, H)``. Returns both segments' sum and the state of the one that ended.
-        """
-        frames, rows = x.shape[:2]
-        states = []
-        first = self.settled() if carried.given is None else (None, None)
-        for name, start in zip("hc", first, strict=True):
-            states.append(carried.take(f"segments_{name}", (2, rows, self.lstm.hidden_size), start))
-        h, c = states
-        ended = h[0], c[0]
-        of_input, of_hidden, *biases = self.lstm.all_weights[0]
-        seen = F.linear(x, of_input, biases[0] + biases[1])
-        hidden = []
-        for n in range(frames):
-            if n:
-                ended = torch.where(begins[n], h[0], ended[0]), torch.where(begins[n], c[0], ended[1])
-            h = torch.where(begins[n], torch.stack([h[1], fresh[0]]), h)
-            c = torch.where(begins[n], torch.stack([c[1], fresh[1]]), c)
-            i, f, g, o = (seen[n] + F.linear(h, of_hidden)).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            hidden.append(h)
-        carried.keep("segments_h", h)
-        carried.keep("segments_c", c)
-        return 2 * x + self.norm(self.proj(torch.stack(hidden))).sum(1), ended
-
 
 class Recall(nn.Module):
     """LSTM and projection over the segments' states ``(S, R, H)``."""

@@ -70,13 +70,13 @@ class Call:
     """What all parts of a separator share within one call of ``N`` frames.
 
     Attributes:
-        begins: for each frame, whether a segment begins with it; at most one does.
+        boundary: ``(1,)``, index of the frame that a segment begins with; N where none does.
         ended: whether a segment has ended within this call.
         hidden: ``(N, context + N)``, added to attention scores: 0, or minus infinity for what a frame must not see.
     """
 
     carried: Carried
-    begins: list[Tensor]
+    boundary: Tensor
     ended: Tensor
     hidden: Tensor
 
@@ -84,24 +84,24 @@ class Call:
         return replace(self, carried=self.carried.under(prefix))
 
 
-def clock(carried: Carried, frames: int, segment: int, context: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """``begins``, ``ended`` and ``hidden`` of ``Call``, from a counter that is carried.
+def clock(carried: Carried, frames: int, segment: int, context: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``boundary``, ``ended`` and ``hidden`` of ``Call``, from a counter that is carried.
 
     The counter ``(3,)`` holds the frame within its segment, the slot of the ring that comes next, and how many slots
     are filled. They wrap, so a stream may run for ever.
     """
     now = carried.take("clock", (3,))
-    at, slot, filled = now.unbind()
-    limits = now.new_tensor([segment, context, context])
+    at, slot, filled = now.split(1)
+    limits = torch.tensor([segment, context, context], dtype=now.dtype)
     later = now + frames
     wrapped = torch.where(later >= limits, later - limits, later)
     carried.keep("clock", torch.cat([wrapped[:2], torch.minimum(later, limits)[2:]]))
 
-    begins = [(at + n == 0) | (at + n == segment) if n else at == 0 for n in range(frames)]
-    ended = ((at == 0) | (at + (frames - 1) >= segment)) & (filled > 0)
+    boundary = torch.where(at == 0, at, segment - at).clamp(max=frames).long()
+    ended = (boundary < frames) & (filled > 0)
     age = slot - 1 - torch.arange(context, dtype=torch.float32)
     age = torch.where(age < 0, age + context, age)
     seen = torch.minimum(filled, context - 1 - torch.arange(frames, dtype=torch.float32))
     old = torch.zeros(()).masked_fill(age >= seen[:, None], float("-inf"))
     own = torch.full((frames, frames), float("-inf")).triu(1)
-    return begins, ended, torch.cat([old, own], 1)
+    return boundary, ended, torch.cat([old, own], 1)
