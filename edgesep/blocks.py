@@ -95,13 +95,21 @@ class Online:
     inputs of their call by the overlap, and behind the microphone by a whole block.
 
     Args:
-        run: separates one block, ``(1, samples)``.
+        run: separates one block, ``(1, samples)`` and what ``beside`` gives.
         block: samples of a block.
         causal: as in ``separate``.
+        beside: further inputs of the block that ends with this sample of the stream.
     """
 
-    def __init__(self, run: Callable[..., np.ndarray], block: int, sources: int, causal: bool = False):
-        self.run, self.block, self.sources = run, block, sources
+    def __init__(
+        self,
+        run: Callable[..., np.ndarray],
+        block: int,
+        sources: int,
+        causal: bool = False,
+        beside: Callable[[int], tuple[np.ndarray, ...]] = lambda _: (),
+    ):
+        self.run, self.block, self.sources, self.beside = run, block, sources, beside
         self.delay_samples = int(block * OVERLAP)
         self.call_samples = block - self.delay_samples
         self.fade = _fade(self.delay_samples, self.delay_samples // 10 if causal else self.delay_samples)
@@ -110,14 +118,16 @@ class Online:
     def reset(self) -> None:
         self.heard = np.zeros((1, self.block), np.float32)
         self.tail = np.zeros((1, self.sources, self.delay_samples), np.float32)
+        self.end = 0
 
     def call(self, samples: np.ndarray) -> np.ndarray:
         """``(call_samples,)`` → ``(sources, call_samples)``."""
         self.heard = np.concatenate([self.heard[:, self.call_samples :], samples[None]], 1)
+        self.end += self.call_samples
         if not self.heard.any():  # silence has no sources to tell apart
             part = np.zeros((1, self.sources, self.block), np.float32)
         else:
-            part = _ordered(self.run(self.heard), self.tail)
+            part = _ordered(self.run(self.heard, *self.beside(self.end)), self.tail)
         part[:, :, : self.delay_samples] = self.tail + self.fade * (part[:, :, : self.delay_samples] - self.tail)
         self.tail = part[:, :, self.call_samples :].copy()
         estimates: np.ndarray = part[0, :, : self.call_samples]

@@ -285,6 +285,7 @@ def stream(
     live: Annotated[bool, typer.Option("--live", help="from the sound card and back to it")] = False,
     source: Annotated[int, typer.Option(min=1, help="with --live: which source to play")] = 1,
     block_s: Annotated[float | None, typer.Option(help="bundles without a stream: blocks of so many seconds")] = None,
+    mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
     threads: Threads = None,
@@ -297,6 +298,7 @@ def stream(
     """
     from edgesep import audio as sound
     from edgesep import live as card
+    from edgesep import video
     from edgesep.bundle import open_bundle
     from edgesep.stream import Stream
 
@@ -310,7 +312,8 @@ def stream(
         assert out is not None  # checked above
         mixture, rate = sound.read(audio, opened.sample_rate_hz)
         with progress() as tick:
-            estimates = stream.separate(mixture, lambda done: tick(done, mixture.size, f"streaming {audio.name}"))
+            seen = video.read(mouth) if mouth else None
+            estimates = stream.separate(mixture, seen, lambda done: tick(done, mixture.size, f"streaming {audio.name}"))
         if stream.silenced_hops:
             print(f"{stream.silenced_hops} hops held NaN or infinite samples and were silenced", file=sys.stderr)
     _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)

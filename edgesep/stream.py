@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from edgesep import blocks
+from edgesep import blocks, video
 from edgesep.spec import InputError, StreamSpec, UnsupportedError
 
 if TYPE_CHECKING:
@@ -131,6 +131,9 @@ def spec_of(bundle: Bundle) -> StreamSpec:
     return StreamSpec.from_json(given)
 
 
+_NO_VIDEO = np.zeros((0, video.CROP, video.CROP), np.uint8)
+
+
 class Stream:
     """Separates audio as it comes.
 
@@ -163,13 +166,19 @@ class Stream:
         self._identity = f"{bundle.identity} {artifact.name}"
         self._stack = contextlib.ExitStack()
         self._calls: Calls
+        self._shown: video.Shown | None = None
         if block_s is None:
             hops = Hops(None, spec_of(bundle))
             hops.run = self._stack.enter_context(artifact.runner(threads)).bound(hops.feeds)
             self._calls, self.hop_samples = hops, hops.spec.hop_samples
         else:
             separating = self._stack.enter_context(bundle.separating(artifact, threads))
-            self._calls = blocks.Online(separating, bundle.block_samples(block_s), bundle.sources, bundle.causal)
+            block = bundle.block_samples(block_s)
+            beside: dict[str, Callable[[int], tuple[np.ndarray, ...]]] = {}
+            if bundle.manifest["separator"]["front_end"]:
+                shown = self._shown = video.Shown(block, bundle.sample_rate_hz)
+                beside["beside"] = lambda end: (shown.until(end),)
+            self._calls = blocks.Online(separating, block, bundle.sources, bundle.causal, **beside)
             self.hop_samples = self._calls.call_samples
         self.call_samples = self._calls.call_samples
         self.reset()
@@ -182,8 +191,20 @@ class Stream:
     def reset(self) -> None:
         """Forget everything heard; may be called in the middle of a stream."""
         self._calls.reset()
+        if self._shown is not None:
+            self._shown.reset()
         self._waiting = np.zeros(0, np.float32)
         self.silenced_hops = 0
+
+    def watch(self, frames: np.ndarray) -> None:
+        """Mouth video ``(frames, height, width)`` uint8, 25 a second, before the audio that it accompanies.
+
+        Raises:
+            InputError: the separator takes audio alone.
+        """
+        if self._shown is None:
+            raise InputError("this separator takes audio alone; leave out the mouth video")
+        self._shown.add(frames)
 
     def process(self, block: np.ndarray, sample_rate_hz: int | None = None) -> np.ndarray:
         """``(n,)`` float samples → ``(sources, m)``, all that is ready; m is n where n is a multiple of the call.
@@ -228,13 +249,20 @@ class Stream:
         self.silenced_hops = silenced
         return rest
 
-    def separate(self, mixture: np.ndarray, tick: Callable[[int], None] = lambda _: None) -> np.ndarray:
+    def separate(
+        self, mixture: np.ndarray, mouth: np.ndarray | None = None, tick: Callable[[int], None] = lambda _: None
+    ) -> np.ndarray:
         """A whole ``(n,)`` from the start of a stream, latency taken out → ``(sources, n)``.
 
         Args:
+            mouth: the wanted speaker's, for audio-visual separators.
             tick: called with the samples done, about once a second of audio.
         """
         self.reset()
+        if mouth is not None:
+            self.watch(mouth)
+        if self._shown is not None:  # the last block reaches beyond the video, as it does beyond the audio
+            self._shown.add(np.repeat(mouth[-1:], self._shown.wanted, 0) if mouth is not None else _NO_VIDEO)
         parts = []
         for start in range(0, mixture.size, self.sample_rate_hz):
             parts.append(self.process(mixture[start : start + self.sample_rate_hz]))

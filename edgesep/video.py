@@ -78,3 +78,38 @@ def fit(made: np.ndarray, samples: int, rate_hz: int, late_s: float = 0.0) -> np
         )
     frozen = np.repeat(made[:, -1:], max(0, wanted - have), axis=1)
     return np.concatenate([made, frozen], 1)[:, :wanted]
+
+
+class Shown:
+    """Mouth video as it comes, of which the newest frames accompany the newest audio."""
+
+    def __init__(self, samples: int, rate_hz: int):
+        self.rate_hz, self.wanted = rate_hz, frames_for(samples, rate_hz)
+        self.reset()
+
+    def reset(self) -> None:
+        self.newest = np.zeros((1, 0, CROP, CROP), np.float32)
+        self.count = 0
+
+    def add(self, frames: np.ndarray) -> None:
+        """``(frames, height, width)`` uint8; frames far ahead of the audio are kept until it has come."""
+        self.newest = np.concatenate([self.newest, crops(frames)], 1)
+        self.count += frames.shape[0]
+
+    def until(self, sample: int) -> np.ndarray:
+        """Crops ``(1, 1, frames, 88, 88)`` of the block that ends with this sample; grey before the first frame.
+
+        Raises:
+            InputError: the video is further behind than ``fit`` allows.
+        """
+        end = round(sample / self.rate_hz * FRAMES_PER_S)
+        missing = max(0, end - self.count)
+        if missing > TOLERANCE_S * FRAMES_PER_S + 0.05 * self.wanted:
+            raise InputError(f"{self.count} frames of mouth video were shown, {sample / self.rate_hz:.2f} s need {end}")
+        first = self.count - self.newest.shape[1]  # number of the oldest frame that is kept
+        used = self.newest[:, max(0, end - self.wanted - first) : max(0, end - first)]
+        self.newest, grey = self.newest[:, max(0, end - self.wanted - first) :], self.wanted - used.shape[1] - missing
+        frozen = np.repeat(used[:, -1:], missing, axis=1)
+        return np.concatenate([np.zeros((1, max(0, grey), CROP, CROP), np.float32), used, frozen], 1)[
+            None, :, -self.wanted :
+        ]

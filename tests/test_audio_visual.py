@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import write_set
 
-from edgesep import InputError, UnsupportedError, load_separator, open_bundle, video
+from edgesep import InputError, Stream, UnsupportedError, load_separator, open_bundle, video
 from edgesep.line import deploy
 from edgesep.separators import iianet, lip
 from edgesep.store import Store
@@ -221,3 +221,31 @@ def test_a_command_separates_whom_it_is_shown(bundle, tmp_path, capsys):
 
 def test_manifest_is_plain_json(bundle):
     json.dumps(bundle.manifest)
+
+
+def test_shown_frames_are_those_of_the_newest_block():
+    shown = video.Shown(8000, 8000)  # a second: 25 frames
+    frames = np.arange(60, dtype=np.uint8)[:, None, None].repeat(88, 1).repeat(88, 2)
+    shown.add(frames[:20])
+    shown.add(frames[20:])
+    numbers = [crop[0, 0] for crop in shown.until(4000)[0, 0]]
+    assert numbers[:13] == [0] * 13  # grey before the video
+    np.testing.assert_allclose(shown.until(4000)[0, 0, 13:], video.crops(frames[:12])[0])
+    np.testing.assert_allclose(shown.until(12000)[0], video.crops(frames[13:38]))
+    np.testing.assert_allclose(shown.until(19200)[0], video.crops(frames[35:60]))
+    late = shown.until(20000)[0, 0]  # two frames are missing: the last one stays
+    np.testing.assert_allclose(late[-3:], video.crops(frames[[59, 59, 59]])[0])
+    with pytest.raises(InputError, match="60 frames of mouth video were shown"):
+        shown.until(32000)
+
+
+def test_an_audio_visual_separator_goes_on_in_blocks(bundle):
+    x = (0.1 * np.random.default_rng(0).standard_normal(3 * bundle.sample_rate_hz)).astype(np.float32)
+    frames = video.frames_for(x.size, bundle.sample_rate_hz)
+    with Stream(bundle, runtime="onnxruntime", block_s=1.0) as stream:
+        one, other = (stream.separate(x, mouth(frames, seed)) for seed in (1, 2))
+        assert one.shape == (1, x.size)
+        assert np.isfinite(one).all()
+        assert not np.array_equal(one, other)
+        with pytest.raises(InputError, match="0 frames of mouth video were shown"):
+            stream.separate(x)

@@ -1,8 +1,10 @@
 """Streams: hop by hop equals the whole, no estimate looks further ahead than stated, and nothing breaks a stream."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -311,6 +313,7 @@ def test_live_streaming_says_what_is_missing(bundles, monkeypatch):
 def test_a_device_streams_without_torch(bundles):
     program = f"""
 import sys
+from pathlib import Path
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {{"torch", "onnx", "openvino", "yaml"}}:
@@ -328,3 +331,12 @@ def test_whole_takes_the_delay_out(mixture):
     spec = StreamSpec(8000, 4, 1, 8, 0, None, (StateSpec("state_last", (1, 4)),))
     delayed = Hops(lambda f: {"estimates": f["state_last"].copy()[:, None], "next_state_last": f["mixture"]}, spec)
     assert_array_equal(whole(delayed, mixture[:1001])[0], mixture[:1001])
+
+
+def test_the_readme_s_stream_runs(bundles, tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Stream(" in b)
+    (tmp_path / "bundle").symlink_to(bundles[1].path)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(SYNTHESIS - HOP)
