@@ -204,7 +204,7 @@ def main() -> None:
         "context": lambda: context(args.checkpoint),
         "paced": lambda: paced(bundle, args.paced_minutes),
         "window": lambda: window(bundle, args.checkpoint),
-        "published": lambda: published((1, 8, 16)),
+        "published": lambda: published((8,)),
     }
     file = HERE / "results" / "streaming.jsonl"
     for name in args.part or names:

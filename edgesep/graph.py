@@ -25,7 +25,7 @@ from edgesep.separators.base import Separator, unrolled
 from edgesep.spec import BuildError
 
 OPSET = 20
-EXAMPLE_S = 1.03  # length of the example; no multiple of any stride in use
+EXAMPLE_S = 1.03717  # length of the example, odd in samples at 8 kHz: a multiple of a hop may get burnt in
 
 
 def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], ...] | None:
@@ -83,9 +83,24 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
     except Exception as e:  # the exporter raises whatever its passes raise
         raise BuildError(f"torch.onnx.export failed for {separator.name}: {str(e).splitlines()[0]}") from e
     clean(model)
+    _refuse_burnt_in(model, separator)
     describe(model, separator)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _refuse_burnt_in(model: onnx.ModelProto, separator: Separator) -> None:
+    """The exporter may fix a length that was to stay dynamic, and says nothing.
+
+    Raises:
+        BuildError: names the input and the length.
+    """
+    for value, spec in zip(model.graph.input, separator.inputs, strict=True):
+        for size, wanted in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+            if isinstance(wanted, str) and not size.dim_param:
+                raise BuildError(
+                    f"the export of {separator.name} takes {size.dim_value} {wanted} in {spec.name} alone; report this"
+                )
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads wait for each other where the workers fill all cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
