@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paper_tables import PUBLISHED
 
 import edgesep
 from edgesep import Stream, bench, graph, measure
@@ -38,18 +39,6 @@ from edgesep.verify import output_snr_db, pit_si_snr_db, quality
 HERE = Path(__file__).parent
 TEST = HERE.parent / "calibration" / "test"
 RUNTIMES = ("onnxruntime", "openvino")
-PUBLISHED = {
-    "n_srcs": 2,
-    "n_fft": 64,
-    "stride": 8,
-    "n_layers": 3,
-    "lstm_hidden_units": 64,
-    "attn_n_head": 2,
-    "attn_approx_qk_dim": 132,
-    "emb_dim": 64,
-    "emb_ks": 8,
-    "emb_hs": 1,
-}
 
 
 def minute(test: MixtureSet, rate: int) -> list[np.ndarray]:
@@ -150,7 +139,7 @@ def window(bundle: edgesep.bundle.Bundle, checkpoint: Path, window_s: float = 1.
                 runtime(kind).Runner(Path(folder), files, "fp32", 1) as whole,
                 bundle.separating(artifact, 1) as separating,
             ):
-                hops = separating._hops
+                hops = separating.hops
                 call, mixture = hops.mixture[0].copy(), {"mixture": x}
                 calls = {"stream": lambda h=hops, c=call: h.call(c), "window": lambda w=whole, m=mixture: w.run(m)}
                 times = measure.paired_ms(calls, 10.0)
@@ -166,7 +155,8 @@ def window(bundle: edgesep.bundle.Bundle, checkpoint: Path, window_s: float = 1.
 
 
 def published(hops: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    separator = tfacm.create(PUBLISHED, 8000)
+    size = next(p for p in PUBLISHED if p.name == "TFACMCausal")
+    separator = tfacm.create(size.config, size.rate)
     bounded = separator.streaming.bound(separator, 0.5)
     x = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
     whole = bounded(x).numpy()[None]

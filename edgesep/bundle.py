@@ -120,7 +120,7 @@ class Separating:
     def __init__(self, artifact: Artifact, facts: dict[str, Any], threads: int | None = None):
         self._stack = contextlib.ExitStack()
         self._stream = StreamSpec.from_json(facts["stream"]) if facts.get("stream") else None
-        self._hops: stream.Hops | None = None
+        self.hops: stream.Hops | None = None
         described = [facts] if artifact.front_end is None else [facts["front_end"], facts]
         self._graphs = [
             (graph.runner(threads), [i["name"] for i in fact["inputs"]], fact["outputs"][0]["name"])
@@ -131,10 +131,9 @@ class Separating:
         with contextlib.ExitStack() as entered:
             for runner, _, _ in self._graphs:
                 entered.enter_context(runner)
+            if self._stream is not None:
+                self.hops = stream.Hops(self._graphs[0][0].bound, self._stream)
             self._stack = entered.pop_all()
-        if self._stream is not None:
-            self._hops = stream.Hops(None, self._stream)
-            self._hops.run = self._graphs[0][0].bound(self._hops.feeds)
         return self
 
     def __exit__(
@@ -143,8 +142,8 @@ class Separating:
         self._stack.__exit__(kind, error, trace)
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
-        if self._hops is not None:
-            return np.stack([stream.whole(self._hops, mixture) for mixture in inputs[0]])
+        if self.hops is not None:
+            return np.stack([stream.whole(self.hops, mixture) for mixture in inputs[0]])
         given = list(inputs)
         for runner, names, output in self._graphs:
             mine = given[-len(names) :]  # a front-end takes the last input and leaves its output there
@@ -156,9 +155,9 @@ class Separating:
 
     def look_ahead(self) -> dict[str, Any]:
         """Of a stream: the look-ahead that was measured, and a miss if it is more than the spec says."""
-        if self._hops is None:
+        if self.hops is None:
             return {}
-        found, stated = stream.measured_look_ahead(self._hops), self._hops.spec.look_ahead_samples
+        found, stated = stream.measured_look_ahead(self.hops), self.hops.spec.look_ahead_samples
         row: dict[str, Any] = {"look_ahead_samples": found}
         if found > stated:
             row["misses"] = [f"an estimate depends on input {found} samples ahead of it, stated are {stated}"]
@@ -178,8 +177,6 @@ class Bundle:
         self.causal: bool = facts["causal"]
         self.artifacts = tuple(Artifact.from_json(a, path) for a in manifest["artifacts"])
         self.criteria = Criteria(**manifest["criteria"])
-        #: tells this bundle from others: a digest of its files' hashes
-        self.identity = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()[:16]
 
     def artifact(self, runtime: str | None = None, precision: str | None = None, scan: str | None = None) -> Artifact:
         """The first artifact that fits and can run here.

@@ -65,7 +65,7 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         text = report.cells(row)
         table.add_row(*(text[i] for i, _ in shown))
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
     for row in rows:
         for said in [*row.get("misses", []), *([row["note"]] if row.get("note") else [])]:
             print(f"{row['runtime']} {row['precision']}: {said}")

@@ -92,11 +92,12 @@ class Line:
         if recipe.stream:
             streaming = self.original.streaming
             if streaming is None:
-                why = "its attention or norm sees the whole utterance" if not self.original.causal else "its hop is 1"
-                raise InputError(
-                    f"{self.original.name} does not stream: {self.original.note or why}; leave out the [stream] section"
-                )
+                why = self.original.note or "its norms or attention take in the whole utterance"
+                if self.original.causal:
+                    why = "no streaming graph for this configuration"
+                raise InputError(f"{self.original.name} does not stream: {why}; leave out the [stream] section")
             self.original = streaming.bound(self.original, recipe.stream.context_s)
+        self.stream = self._streaming(self.original).stream  # refused now, if it is
         visual = len(self.original.inputs) > 1
         if visual and self.original.front_end is None:
             raise InputError(
@@ -108,6 +109,12 @@ class Line:
         self.train = (
             MixtureSet.open(recipe.data.train, rate, sources, visual) if recipe.data.train else self.calibration
         )
+
+    def _streaming(self, separator: Separator) -> Separator:
+        """The separator as what the recipe builds: a streaming graph, or itself."""
+        if self.recipe.stream is None or separator.streaming is None:
+            return separator
+        return separator.streaming.stream(separator, self.recipe.stream.hops_per_call)
 
     def plan(self) -> list[str]:
         """What would happen, a line each."""
@@ -122,9 +129,7 @@ class Line:
             scan = ", native scan" if t.scan == "native" else ""
             lines.append(f"build {t.runtime} {t.precision}{scan}, verify, measure")
         criteria = {k: v for k, v in asdict(self.recipe.limits()).items() if v is not None}
-        if self.recipe.stream and sep.streaming:
-            spec = sep.streaming.stream(sep, self.recipe.stream.hops_per_call).stream
-            assert spec is not None
+        if spec := self.stream:
             ms = 1e3 / spec.sample_rate_hz
             lines.append(
                 f"stream: {spec.hops_per_call} hop(s) of {spec.hop_samples * ms:g} ms a call, algorithmic latency"
@@ -145,9 +150,8 @@ class Line:
         key = self._loaded_key()
         references = self._references(key)
         separator, key, reports = self._torch_passes(key)
-        if self.recipe.stream and separator.streaming:
-            separator = separator.streaming.stream(separator, self.recipe.stream.hops_per_call)
-            key = {"of": key, "stream": separator.stream and separator.stream.to_json()}
+        separator = self._streaming(separator)
+        key = {"of": key, "stream": separator.stream and separator.stream.to_json()}
         models = self._models(separator, key, reports)
         front = self.original.front_end
         front_models = self._models(front, key | {"graph": "front end"}, reports) if front else {}

@@ -115,8 +115,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
             calls.append((runner, feeds))
         load_ms = (time.perf_counter() - start) * 1e3
         if job.get("stream"):
-            hops = Hops(None, StreamSpec.from_json(job["stream"]))
-            hops.run = calls[0][0].bound(hops.feeds)
+            hops = Hops(calls[0][0].bound, StreamSpec.from_json(job["stream"]))
             noise = (0.1 * rng.standard_normal(hops.spec.call_samples)).astype(np.float32)
             if job.get("paced"):
                 return {"load_ms": round(load_ms, 1), **_paced(hops, noise, job), **_closing(module, before_mb)}

@@ -21,7 +21,7 @@ def paced(call: Callable[[], Any], period_s: float, seconds: float) -> dict[str,
 
     Returns:
         p50, p90, p99 and p99.9 of the time a call computes, jitter (standard deviation of when a call is done after its
-        samples arrived), late calls, the longest run of them, and the real-time factor (p50 by period).
+        samples arrived), late calls and the longest run of them.
     """
     for _ in range(max(3, int(0.5 / period_s))):
         call()
@@ -44,7 +44,6 @@ def paced(call: Callable[[], Any], period_s: float, seconds: float) -> dict[str,
         "jitter_ms": round(float(done.std()) * 1e3, 4),
         "late_calls": int(late.sum()),
         "longest_late_run": longest_run(late),
-        "rtf": round(float(np.median(computing)) / period_s, 5),
     }
 
 

@@ -37,15 +37,19 @@ class Calls(Protocol):
 class Hops:
     """Call after call of a streaming graph, with its states.
 
-    The arrays of ``feeds`` stay the same ones for ever, so a runtime may bind them once.
+    The arrays of ``feeds`` stay the same ones for ever, so a runtime binds them once.
+
+    Args:
+        bind: (feeds) → what runs the graph on them (a runner's ``bound``).
     """
 
-    def __init__(self, run: Run | None, spec: StreamSpec):
-        self.run, self.spec = run, spec
+    def __init__(self, bind: Callable[[Mapping[str, np.ndarray]], Run], spec: StreamSpec):
+        self.spec = spec
         self.mixture = np.zeros((1, spec.call_samples), np.float32)
         self.states = {state.name: state.start() for state in spec.states}
         self.feeds = {"mixture": self.mixture, **self.states}
         self.frame = 0
+        self.run = bind(self.feeds)
 
     @property
     def call_samples(self) -> int:
@@ -63,7 +67,6 @@ class Hops:
 
     def call(self, samples: np.ndarray) -> np.ndarray:
         """``(call_samples,)`` → ``(sources, call_samples)``, late by ``delay_samples``; the array is reused."""
-        assert self.run is not None
         self.mixture[0] = samples
         made = self.run(self.feeds)
         for state in self.spec.states:
@@ -163,14 +166,14 @@ class Stream:
     ):
         self.sources, self.sample_rate_hz = bundle.sources, bundle.sample_rate_hz
         artifact = bundle.artifact(runtime, precision)
-        self._identity = f"{bundle.identity} {artifact.name}"
+        self._identity = f"{bundle.manifest['digest']} {artifact.name}"
         self._stack = contextlib.ExitStack()
         self._calls: Calls
         self._shown: video.Shown | None = None
         if block_s is None:
-            hops = Hops(None, spec_of(bundle))
-            hops.run = self._stack.enter_context(artifact.runner(threads)).bound(hops.feeds)
-            self._calls, self.hop_samples = hops, hops.spec.hop_samples
+            spec = spec_of(bundle)
+            self._calls = Hops(self._stack.enter_context(artifact.runner(threads)).bound, spec)
+            self.hop_samples = spec.hop_samples
         else:
             separating = self._stack.enter_context(bundle.separating(artifact, threads))
             block = bundle.block_samples(block_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +22,8 @@ from edgesep import graph, onnx_edit
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator
-from edgesep.spec import BuildError, InputError
+from edgesep.spec import BuildError, InputError, StreamSpec
+from edgesep.stream import Hops
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Quantize:
                 known = context.original.tensors(context.calibration[i].inputs())
                 yield {s.name: known[s.name] for s in separator.inputs}
             else:  # a few calls of each stream: neighbours see much the same
-                yield from itertools.islice(separator.feeds(context.calibration[i].inputs()), 20, 420, 25)
+                calls = _calls(separator, separator.stream, context.calibration[i].mixture)
+                yield from itertools.islice(calls, 20, 420, 25)
 
     def _neural_compressor(self, separator: Separator, out: Path, context: Context) -> None:
         os.environ.setdefault("LOGLEVEL", "ERROR")  # it logs its whole configuration at INFO otherwise
@@ -132,6 +134,21 @@ class Quantize:
         onnx_edit.clean(quantized)
         graph.describe(quantized, separator)
         onnx.save(quantized, out)
+
+
+def _calls(separator: Separator, spec: StreamSpec, mixture: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """What a streaming graph is fed for ``(samples,)``, call after call."""
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            made = separator.module(*(torch.from_numpy(feeds[s.name]) for s in separator.inputs))
+        return {s.name: value.numpy() for s, value in zip(separator.outputs, made, strict=True)}
+
+    hops, size = Hops(lambda _: run, spec), spec.call_samples
+    for start in range(0, mixture.size - size + 1, size):
+        samples = mixture[start : start + size]
+        yield {name: value.copy() for name, value in hops.feeds.items()} | {"mixture": samples[None]}
+        hops.call(samples)
 
 
 def _belongs_to(node: onnx.NodeProto, model: onnx.ModelProto, separator: Separator, kept: tuple[str, ...]) -> bool:

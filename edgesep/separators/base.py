@@ -10,7 +10,7 @@ import io
 import itertools
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import yaml
 from torch import Tensor, nn
 
 from edgesep.spec import InputError, StreamSpec, TensorSpec
-from edgesep.stream import Hops
 
 
 @dataclass(frozen=True)
@@ -134,22 +133,6 @@ class Separator:
             known[made] = front(known[made]).numpy()
         return known
 
-    def feeds(self, inputs: tuple[np.ndarray, ...]) -> Iterator[dict[str, np.ndarray]]:
-        """What a streaming graph is fed to separate one mixture (batch first), call after call."""
-        assert self.stream is not None
-        ran: list[dict[str, np.ndarray]] = []
-
-        def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            ran.append({name: value.copy() for name, value in feeds.items()})
-            with torch.no_grad():
-                made = self.module(*(torch.from_numpy(ran[-1][s.name]) for s in self.inputs))
-            return {s.name: value.numpy() for s, value in zip(self.outputs, made, strict=True)}
-
-        hops, size = Hops(run, self.stream), self.stream.call_samples
-        for start in range(0, inputs[0].shape[1] - size + 1, size):
-            hops.call(inputs[0][0, start : start + size])
-            yield ran.pop()
-
     def example_inputs(self, samples: int, batch: int = 1) -> tuple[Tensor, ...]:
         """Deterministic noise of the right shapes, for tracing and counting; other axes follow from ``samples``."""
         r = torch.Generator().manual_seed(0)
@@ -166,8 +149,7 @@ class Separator:
         return dict(zip((s.name for s in self.inputs), shapes, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says of this graph; ``second`` holds the input shapes of one second (of one
-        call in a stream)."""
+        """What a manifest says of this graph; ``second`` holds the input shapes of a second, or of a stream's call."""
         second = self.example_inputs(self.sample_rate_hz)
         return {
             "name": self.name,

@@ -130,12 +130,6 @@ class ChannelBinNorm(nn.Module):
         return F.layer_norm(x.transpose(1, 2), gamma.shape, gamma, beta, self.eps).transpose(1, 2)
 
 
-def normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """Zero mean, unit variance (biased) over ``dims``."""
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-
-
 def windows(x: Tensor, size: int, hop: int) -> Tensor:
     """``(R, C, n)`` → ``(R, m, C·size)``: overlapping windows along the last axis, channel-major.
 

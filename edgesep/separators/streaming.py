@@ -20,7 +20,7 @@ class Carried:
     """States of one call.
 
     Attributes:
-        specs: every state that was taken, by full name.
+        specs: every state that was taken, by full name, where none were given.
         next: what was kept, by full name.
     """
 
@@ -40,10 +40,10 @@ class Carried:
     ) -> Tensor:
         """The state as the last call left it; ``initial`` (last axis) at the start of a stream, or zeros."""
         full = f"state_{self.prefix}{name}"
-        start = 0.0 if initial is None else tuple(float(v) for v in initial) if self.given is None else 0.0
-        self.specs[full] = StateSpec(full, shape, initial=start, ring_axis=ring_axis)
         if self.given is not None:
             return self.given[full]
+        start = 0.0 if initial is None else tuple(float(v) for v in initial)
+        self.specs[full] = StateSpec(full, shape, initial=start, ring_axis=ring_axis)
         return torch.from_numpy(self.specs[full].start())
 
     def keep(self, name: str, value: Tensor) -> None:

@@ -332,7 +332,6 @@ def stream(separator: Separator, hops: int) -> Separator:
         states=module.states,
     )
     states = [TensorSpec(s.name, s.shape, s.dtype) for s in spec.states]
-    frames = [s.shape if s.ring_axis is None else tuple(module.next_shapes[s.name]) for s in spec.states]
     size = spec.call_samples
     return replace(
         separator,
@@ -340,10 +339,8 @@ def stream(separator: Separator, hops: int) -> Separator:
         inputs=(TensorSpec("mixture", (1, size)), *states),
         outputs=(
             TensorSpec("estimates", (1, separator.sources, size)),
-            *(TensorSpec(f"next_{s.name}", shape) for s, shape in zip(states, frames, strict=True)),
+            *(TensorSpec(f"next_{name}", shape) for name, shape in module.next_shapes.items()),
         ),
-        # What the offline graph keeps in float, by its names in the streaming one; rings and states are float anyway.
-        keep_float=("conv", "deconv", "stft", *(f"blocks.{i}.gcfn_final" for i in range(len(net.blocks)))),
         streaming=None,
         stream=spec,
     )

@@ -40,7 +40,7 @@ class StreamingTFACM(nn.Module):
         with torch.no_grad():
             self.run(torch.zeros(1, hops * self.stft.hop), carried)  # tells which states there are
         self.states = tuple(carried.specs.values())
-        self.next_shapes = {name: tuple(value.shape) for name, value in carried.next.items()}
+        self.next_shapes = {s.name: tuple(carried.next[s.name].shape) for s in self.states}
 
     def forward(self, mixture: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         carried = Carried(dict(zip((s.name for s in self.states), states, strict=True)))
