@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgesep.spec import StreamSpec
+
 #: (heading, key, format) of the table that every door shows
 COLUMNS = (
     ("runtime", "runtime", "{}"),
@@ -62,6 +64,7 @@ def write_pages(folder: Path, manifest: Mapping[str, Any]) -> None:
 def report_page(manifest: Mapping[str, Any]) -> str:
     facts, rows = manifest["separator"], manifest["results"]
     tested = rows[0]
+    query = "one call of the stream (eager: one second of audio)" if facts.get("stream") else "one second of audio"
     lines = [
         f"# {facts['name']}: {'criteria met' if manifest['ok'] else 'CRITERIA NOT MET'}",
         "",
@@ -72,7 +75,7 @@ def report_page(manifest: Mapping[str, Any]) -> str:
         "",
         f"Quality: {tested['mixtures']} test mixtures; drop = mean SI-SNR lost against the float original on the same"
         " mixtures (a negative drop is a gain); output SNR = lowest SNR of an output against the original's output;"
-        " shapes = the same over three odd lengths, batch 1 and 2. Latency: one second of audio a query, one query"
+        f" shapes = the same over three odd lengths, batch 1 and 2. Latency: {query} a query, one query"
         " after the other; percentiles only where there were enough queries (p90 from 64 on).",
         "",
         "## Drop in SI-SNR, 95 % interval (paired bootstrap)",
@@ -104,17 +107,50 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _interface(facts: Mapping[str, Any]) -> str:
+    """What a graph takes and gives."""
+    taken, given = facts["inputs"][0], facts["outputs"][0]
+    if not facts.get("stream"):
+        return (
+            f"Input `{taken['name']}`: float32 (batch, samples), at least {facts['min_samples']} samples.\n"
+            f"Output `{given['name']}`: float32 (batch, {facts['sources']}, samples)."
+        )
+    spec = StreamSpec.from_json(facts["stream"])
+    lines = [
+        f"A stream: a call takes {spec.hops_per_call} hop(s) of {spec.hop_samples} samples and every state, and returns"
+        " as many samples and the next states.",
+        f"Algorithmic latency {spec.algorithmic_latency_samples} samples; outputs lag {spec.delay_samples} samples"
+        " behind the inputs of their call.",
+        f"Input `{taken['name']}`: float32 {tuple(taken['shape'])}. Output `{given['name']}`: float32"
+        f" {tuple(given['shape'])}.",
+        "",
+        "| state | shape | at the start | its next value |",
+        "|---|---|---|---|",
+    ]
+    for state in spec.states:
+        start = f"{state.initial:g}" if isinstance(state.initial, float) else "a row, see `manifest.json`"
+        follows = f"`next_{state.name}`"
+        if state.ring_axis is not None:
+            follows += f" goes to slot (frame modulo {state.shape[state.ring_axis]}) of axis {state.ring_axis}"
+        lines.append(f"| `{state.name}` | {state.shape} | {start} | {follows} |")
+    return "\n".join(lines)
+
+
 def readme_page(manifest: Mapping[str, Any]) -> str:
     facts = manifest["separator"]
     artifacts = "\n".join(
         f"* `{a['folder']}/{a['files'][0]}`: {a['runtime']} {a['precision']}" + (f" ({a['note']})" if a["note"] else "")
         for a in manifest["artifacts"]
     )
+    stream = (
+        "\n    edgesep bench . --stream                      # in time, at the pace of audio?"
+        if facts.get("stream")
+        else ""
+    )
     return f"""# {facts["name"]} for the edge
 
 Separates mono audio at {facts["sample_rate_hz"]} Hz into {facts["sources"]} sources.
-Input `{facts["inputs"][0]["name"]}`: float32 (batch, samples), at least {facts["min_samples"]} samples.
-Output `{facts["outputs"][0]["name"]}`: float32 (batch, {facts["sources"]}, samples).
+{_interface(facts)}
 
 {artifacts}
 
@@ -123,7 +159,7 @@ On the device (numpy and one of these runtimes suffice):
     pip install edgesep onnxruntime
     edgesep verify .                              # the same dB here?
     edgesep bench .                               # how many ms here?
-    edgesep separate . mixture.wav --out sources/
+    edgesep separate . mixture.wav --out sources/{stream}
 
 Figures and how they were measured: `report.md`. Hash of every file: `manifest.json`.
 """

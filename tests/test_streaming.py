@@ -136,6 +136,16 @@ def test_what_a_bundle_promises_stands_in_its_onnx_file(bundles):
     )
 
 
+def test_the_bundle_s_page_tells_how_to_feed_a_call(bundles):
+    page = (bundles[3].path / "README.md").read_text()
+    spec = StreamSpec.from_json(bundles[3].manifest["separator"]["stream"])
+    assert "`mixture`: float32 (1, 24). Output `estimates`: float32 (1, 2, 24)" in page
+    for state in spec.states:
+        assert f"| `{state.name}` | {state.shape} |" in page
+    assert "`next_state_block0_keys` goes to slot (frame modulo 50) of axis 2" in page
+    assert "one call of the stream" in (bundles[3].path / "report.md").read_text()
+
+
 def test_a_hop_with_nan_is_silenced_and_the_stream_goes_on(bundles, mixture):
     with Stream(bundles[1], runtime="onnxruntime") as stream:
         silenced = mixture.copy()
