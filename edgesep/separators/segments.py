@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.separators.streaming import Carried
+from edgesep.separators.streaming import Call, Carried
 
 SEGMENT = 70  # frames, hard-coded by the authors
 NORM_EPS = 1e-8
@@ -61,6 +61,79 @@ class SegmentLstm(nn.Module):
         with torch.no_grad():
             _, (h, c) = self.lstm(torch.zeros(SEGMENT // 2, self.lstm.input_size))
         return h[0], c[0]
+
+
+class StreamingSegments(nn.Module):
+    """``SegmentLstm`` over the frames of a call: ``(N, R, C)`` → both segments' sum, and the state of one that ended.
+
+    Each frame lies in two segments, and at most one segment begins within a call, in place of one that ends there. One
+    LSTM runs three sets of rows through all frames: the segment that ends, the one that lasts, and the new one, whose
+    frames are moved to the front. Where a set has no frame, a further input holds its cell: it opens the forget gate
+    and closes the input gate. A call of one frame has no need of that: the segment that ends there has no frame left,
+    and the new one takes its place in front of the LSTM.
+    """
+
+    HOLD = 40.0  # a sigmoid of it is one in float32
+
+    def __init__(self, segments: SegmentLstm):
+        super().__init__()
+        self.proj, self.norm = segments.proj, segments.norm
+        self.settled = segments.settled()
+        lstm = segments.lstm
+        self.one = lstm
+        self.rnn = nn.LSTM(lstm.input_size + 1, lstm.hidden_size)
+        state = lstm.state_dict()
+        gates = torch.tensor([-self.HOLD, self.HOLD, 0, 0]).repeat_interleave(lstm.hidden_size)  # input, forget, ...
+        state["weight_ih_l0"] = torch.cat([state["weight_ih_l0"], gates[:, None]], 1)
+        self.rnn.load_state_dict(state)
+
+    def forward(self, x: Tensor, fresh: State | None, call: Call) -> tuple[Tensor, State]:
+        frames, rows, _ = x.shape
+        size = (2, rows, self.rnn.hidden_size)
+        h, c = (call.carried.take(f"segments_{name}", size, v) for name, v in zip("hc", self.settled, strict=True))
+        zero = h.new_zeros(size[1:])
+        fresh_h, fresh_c = fresh or (zero, zero)
+        b = call.boundary  # the frame that a segment begins with; N if none does
+        if frames == 1:
+            return self.step(x, (h, c), (fresh_h, fresh_c), call)
+
+        n = torch.arange(frames)
+        moved = x.index_select(0, (n + b).clamp(max=frames - 1))
+        holds = torch.stack([n >= b, torch.zeros(frames, dtype=torch.bool), n + b >= frames], 1).to(x.dtype)
+        seen = torch.cat([x, x, moved], 1)
+        seen = torch.cat([seen, holds.repeat_interleave(rows, 1)[:, :, None]], 2)
+        y, (_, c_last) = self.rnn(
+            seen, (torch.cat([h.flatten(0, 1), fresh_h])[None], torch.cat([c.flatten(0, 1), fresh_c])[None])
+        )
+        old, lasting, new = y.split(rows, 1)
+        c_old, c_lasting, c_new = c_last[0].split(rows)
+        h_old = torch.cat([h[:1], old]).index_select(0, b)[0]
+        h_new = torch.cat([fresh_h[None], new]).index_select(0, frames - b)[0]
+        h_lasting = lasting[-1]
+
+        begins = b < frames
+        call.carried.keep(
+            "segments_h", torch.where(begins, torch.stack([h_lasting, h_new]), torch.stack([h_old, h_lasting]))
+        )
+        call.carried.keep(
+            "segments_c", torch.where(begins, torch.stack([c_lasting, c_new]), torch.stack([c_old, c_lasting]))
+        )
+        other = torch.where((n < b)[:, None, None], old, new.index_select(0, (n - b).clamp(min=0)))
+        summed = self.norm(self.proj(lasting)) + self.norm(self.proj(other))
+        return 2 * x + summed, (h_old, c_old)
+
+    def step(self, x: Tensor, state: State, fresh: State, call: Call) -> tuple[Tensor, State]:
+        """The same for one frame ``(1, R, C)``."""
+        begins = call.boundary < 1
+        # The segment that lasts is the second of both; where a new one begins it becomes the first.
+        h, c = (torch.where(begins, torch.stack([s[1], f]), s) for s, f in zip(state, fresh, strict=True))
+        y, (h_next, c_next) = self.one(x.repeat(1, 2, 1), (h.flatten(0, 1)[None], c.flatten(0, 1)[None]))
+        h_next, c_next = h_next.view(h.shape), c_next.view(c.shape)
+        call.carried.keep("segments_h", h_next)
+        call.carried.keep("segments_c", c_next)
+        summed = self.norm(self.proj(y.view(h.shape))).sum(0, keepdim=True)
+        # Where one begins, the one in its place has just ended; elsewhere nobody reads this.
+        return 2 * x + summed, (state[0][0], state[1][0])
 
 
 class Recall(nn.Module):

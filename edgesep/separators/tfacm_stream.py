@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgesep.separators.segments import SEGMENT, Memory, SegmentLstm, State
+from edgesep.separators.segments import SEGMENT, Memory, State, StreamingSegments
 from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm
 from edgesep.separators.streaming import Call, Carried, clock
 from edgesep.separators.tfacm import TFACM, Block, GatePath, PastConv
@@ -141,62 +141,6 @@ class StreamingBlock(nn.Module):
     def forward(self, x: Tensor, state: State | None, call: Call, context: int) -> tuple[Tensor, State]:
         x, state = self.over_frames(self.over_bins(x), state, call)
         return self.gate(self.attend(x, call, context)), state
-
-
-class StreamingSegments(nn.Module):
-    """``SegmentLstm`` over the frames of a call: ``(N, R, C)`` → both segments' sum, and the state of one that ended.
-
-    Each frame lies in two segments, and at most one segment begins within a call, in place of one that ends there. One
-    LSTM runs three sets of rows through all frames: the segment that ends, the one that lasts, and the new one, whose
-    frames are moved to the front. Where a set has no frame, a further input holds its cell: it opens the forget gate
-    and closes the input gate.
-    """
-
-    HOLD = 40.0  # a sigmoid of it is one in float32
-
-    def __init__(self, segments: SegmentLstm):
-        super().__init__()
-        self.proj, self.norm = segments.proj, segments.norm
-        self.settled = segments.settled()
-        lstm = segments.lstm
-        self.rnn = nn.LSTM(lstm.input_size + 1, lstm.hidden_size)
-        state = lstm.state_dict()
-        gates = torch.tensor([-self.HOLD, self.HOLD, 0, 0]).repeat_interleave(lstm.hidden_size)  # input, forget, ...
-        state["weight_ih_l0"] = torch.cat([state["weight_ih_l0"], gates[:, None]], 1)
-        self.rnn.load_state_dict(state)
-
-    def forward(self, x: Tensor, fresh: State | None, call: Call) -> tuple[Tensor, State]:
-        frames, rows, _ = x.shape
-        size = (2, rows, self.rnn.hidden_size)
-        h, c = (call.carried.take(f"segments_{name}", size, v) for name, v in zip("hc", self.settled, strict=True))
-        zero = h.new_zeros(size[1:])
-        fresh_h, fresh_c = fresh or (zero, zero)
-        b = call.boundary  # the frame that a segment begins with; N if none does
-
-        n = torch.arange(frames)
-        moved = x.index_select(0, (n + b).clamp(max=frames - 1))
-        holds = torch.stack([n >= b, torch.zeros(frames, dtype=torch.bool), n + b >= frames], 1).to(x.dtype)
-        seen = torch.cat([x, x, moved], 1)
-        seen = torch.cat([seen, holds.repeat_interleave(rows, 1)[:, :, None]], 2)
-        y, (_, c_last) = self.rnn(
-            seen, (torch.cat([h.flatten(0, 1), fresh_h])[None], torch.cat([c.flatten(0, 1), fresh_c])[None])
-        )
-        old, lasting, new = y.split(rows, 1)
-        c_old, c_lasting, c_new = c_last[0].split(rows)
-        h_old = torch.cat([h[:1], old]).index_select(0, b)[0]
-        h_new = torch.cat([fresh_h[None], new]).index_select(0, frames - b)[0]
-        h_lasting = lasting[-1]
-
-        begins = b < frames
-        call.carried.keep(
-            "segments_h", torch.where(begins, torch.stack([h_lasting, h_new]), torch.stack([h_old, h_lasting]))
-        )
-        call.carried.keep(
-            "segments_c", torch.where(begins, torch.stack([c_lasting, c_new]), torch.stack([c_old, c_lasting]))
-        )
-        other = torch.where((n < b)[:, None, None], old, new.index_select(0, (n - b).clamp(min=0)))
-        summed = self.norm(self.proj(lasting)) + self.norm(self.proj(other))
-        return 2 * x + summed, (h_old, c_old)
 
 
 class RowNorm(nn.Module):
