@@ -2,6 +2,7 @@
 
     python calibration/synthesise.py sets              # calibration/calibration and calibration/test, as shipped
     python calibration/synthesise.py mouths            # the mouth videos of these sets alone
+    python calibration/synthesise.py train --mixtures 800 --out runs/train    # a set of training voices, for recovery
     python calibration/synthesise.py speech --split train --utterances 9000 --out speech_train.npz
 
 Needs espeak-ng (Debian: apt install espeak-ng), numpy, scipy, soundfile and soxr. Voices are espeak-ng's voice
@@ -160,10 +161,10 @@ def speech(split: str, utterances: int, rate: int, seconds: float, out: Path) ->
     np.savez(out, clips=clips, voice=np.array([w for _, w in done]), rate=rate, scale=16 / 32767)
 
 
-def mixture_set(split: str, mixtures: int, rate: int, seconds: float) -> None:
+def mixture_set(root: Path, split: str, mixtures: int, rate: int, seconds: float) -> None:
     """Write one set in the LibriMix layout: mix_clean/, s1/, s2/ with the same file names."""
-    rng = np.random.default_rng([SEED, {"calibration": 10, "test": 11}[split]])
-    root, names, n = HERE / split, voices(split), int(seconds * rate)
+    rng = np.random.default_rng([SEED, {"calibration": 10, "test": 11, "train": 12}[split]])
+    names, n = voices(split), int(seconds * rate)
     for d in ("mix_clean", "s1", "s2"):
         shutil.rmtree(root / d, ignore_errors=True)
         (root / d).mkdir(parents=True)
@@ -205,6 +206,10 @@ def main() -> None:
     sets.add_argument("--rate", type=int, default=8000)
     drawn = sub.add_parser("mouths", help="the mouth videos of the packaged sets alone")
     drawn.add_argument("--rate", type=int, default=8000)
+    more = sub.add_parser("train", help="a mixture set of the training voices")
+    more.add_argument("--rate", type=int, default=8000)
+    more.add_argument("--mixtures", type=int, default=800)
+    more.add_argument("--out", type=Path, required=True)
     one = sub.add_parser("speech", help="single-voice clips for training")
     one.add_argument("--split", choices=("train", "valid"), default="train")
     one.add_argument("--utterances", type=int, default=9000)
@@ -213,8 +218,10 @@ def main() -> None:
     one.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.what == "sets":
-        mixture_set("calibration", 16, args.rate, 3.0)
-        mixture_set("test", 40, args.rate, 3.0)
+        mixture_set(HERE / "calibration", "calibration", 16, args.rate, 3.0)
+        mixture_set(HERE / "test", "test", 40, args.rate, 3.0)
+    elif args.what == "train":
+        mixture_set(args.out, "train", args.mixtures, args.rate, 3.0)
     elif args.what == "mouths":
         mouths(HERE / "calibration", args.rate)
         mouths(HERE / "test", args.rate)

@@ -26,7 +26,7 @@ from edgesep import bench, blocks, kernels, stream, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, StreamSpec, UnsupportedError, VerificationError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 
@@ -42,6 +42,7 @@ class Artifact:
         note: why it was not run on the build host, or empty.
         front_end: the same build of the front-end.
         scan: native or portable, for separators that have one.
+        rejected: why another precision of the same runtime is to be preferred, or empty.
     """
 
     runtime: str
@@ -52,6 +53,7 @@ class Artifact:
     note: str = ""
     front_end: Artifact | None = None
     scan: str | None = None
+    rejected: str = ""
 
     @property
     def name(self) -> str:
@@ -93,6 +95,7 @@ class Artifact:
             "files": list(self.files),
             "note": self.note,
             "scan": self.scan,
+            "rejected": self.rejected,
         }
         return entry if self.front_end is None else entry | {"front_end": self.front_end.to_json(root)}
 
@@ -108,6 +111,7 @@ class Artifact:
             entry["note"],
             None if front is None else cls.from_json(front, root),
             entry["scan"],
+            entry["rejected"],
         )
 
 
@@ -179,7 +183,7 @@ class Bundle:
         self.criteria = Criteria(**manifest["criteria"])
 
     def artifact(self, runtime: str | None = None, precision: str | None = None, scan: str | None = None) -> Artifact:
-        """The first artifact that fits and can run here.
+        """The first artifact that fits and can run here; those that were rejected come last.
 
         Raises:
             UnsupportedError: none fits; the message lists what there is.
@@ -197,7 +201,7 @@ class Bundle:
             held = ", ".join(a.name for a in self.artifacts)
             raise UnsupportedError(f"{self.path} holds no artifact for {asked}; it holds {held}")
         reasons = []
-        for found in fitting:
+        for found in sorted(fitting, key=lambda a: bool(a.rejected)):
             if found.note:
                 reasons.append(f"{found.name}: {found.note}")
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class Mixture:
     sources: np.ndarray
     sample_rate_hz: int
     mouth: np.ndarray | None = None
+
+    def at_level(self, change_db: float) -> Mixture:
+        """The same, louder or quieter."""
+        gain = np.float32(10 ** (change_db / 20))
+        return self if change_db == 0 else replace(self, mixture=gain * self.mixture, sources=gain * self.sources)
 
     def inputs(self) -> tuple[np.ndarray, ...]:
         """What a separator is given, batch 1: the mixture, and the mouth crops that fit it."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from edgesep import cli_compress
+from edgesep.cli_common import (
+    AsJson,
+    BundlePath,
+    Checkpoint,
+    Config,
+    FrontEnd,
+    Threads,
+    Variant,
+    progress,
+    screen,
+    show,
+)
+from edgesep.cli_kernels import kernels_app
 from edgesep.spec import EdgesepError
 
 if TYPE_CHECKING:
@@ -27,48 +36,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-screen = Console(stderr=True)
-
-Checkpoint = Annotated[Path, typer.Argument(help="best_model.pth, a Lightning .ckpt or a bare state dict")]
-Config = Annotated[Path | None, typer.Option(help="conf.yml of the training run (looked for beside the checkpoint)")]
-FrontEnd = Annotated[Path | None, typer.Option(help="IIANet: checkpoint of its lip front-end")]
-Variant = Annotated[str | None, typer.Option(help="TFACM: causal or released arithmetic")]
-BundlePath = Annotated[Path, typer.Argument(help="folder that `edgesep deploy` wrote")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-Threads = Annotated[int | None, typer.Option(min=1, help="threads of the runtime (default: as deployed)")]
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress line on a terminal; nothing elsewhere."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-
-        def tick(done: int, total: int, text: str) -> None:
-            bar.update(task, description=text, completed=done, total=total or None)
-
-        yield tick
-
-
-def show(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print result rows as a table, or as JSON."""
-    from edgesep import report
-
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table()
-    shown = report.headings(rows)
-    for _, head in shown:
-        table.add_column(head, justify="left" if head in ("runtime", "precision", "scan", "status") else "right")
-    for row in rows:
-        text = report.cells(row)
-        table.add_row(*(text[i] for i, _ in shown))
-    Console(width=None if sys.stdout.isatty() else 190).print(table)
-    for row in rows:
-        for said in [*row.get("misses", []), *([row["note"]] if row.get("note") else [])]:
-            print(f"{row['runtime']} {row['precision']}: {said}")
+app.add_typer(kernels_app, name="kernels")
+for command in (cli_compress.compress, cli_compress.audit, cli_compress.ranges):
+    app.command()(command)
 
 
 def _deploy(recipe: Path | Recipe, out: Path, as_json: bool = False) -> None:
@@ -317,66 +287,6 @@ def stream(
         if stream.silenced_hops:
             print(f"{stream.silenced_hops} hops held NaN or infinite samples and were silenced", file=sys.stderr)
     _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)
-
-
-kernels_app = typer.Typer(
-    help="The native kernels: build them for a runtime or another machine, test and time them.", no_args_is_help=True
-)
-app.add_typer(kernels_app, name="kernels")
-Target = Annotated[str | None, typer.Option(help="another machine's, as aarch64 (default: this one)")]
-
-
-@kernels_app.command("build")
-def kernels_build(
-    runtime: Annotated[list[str] | None, typer.Option(help="onnxruntime, openvino, tensorrt; may be repeated")] = None,
-    target: Target = None,
-) -> None:
-    """Compile the kernels, or find them compiled; prints the library's path as the last line.
-
-    Example: `edgesep kernels build --runtime onnxruntime --target aarch64`
-    """
-    from edgesep import kernels
-
-    for kind in runtime or ["onnxruntime"]:
-        with progress() as tick:
-            tick(0, 0, f"compiling the kernels for {kind}")
-            built = kernels.library(kind, target)
-        print(built)
-
-
-@kernels_app.command("test")
-def kernels_test(
-    target: Target = None,
-    cuda: Annotated[bool, typer.Option("--cuda", help="the CUDA kernels on this machine's GPU, with times")] = False,
-) -> None:
-    """Run the kernels' own tests: every instruction set against float64, under the sanitizers; qemu for a target."""
-    from edgesep import kernels
-
-    with progress() as tick:
-        tick(0, 0, "compiling and running the tests")
-        passed, lines = kernels.run_cuda_tests() if cuda else kernels.run_tests(target)
-    print("\n".join(lines))
-    raise typer.Exit(0 if passed else 1)
-
-
-@kernels_app.command("bench")
-def kernels_bench(
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated (default: 1 and 2)")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="how long each is timed")] = 1.0,
-    as_json: AsJson = False,
-) -> None:
-    """Time the scan for SPMamba's shapes on every instruction set of this machine, in ns per state update."""
-    from edgesep.kernels_bench import bench
-
-    with progress() as tick:
-        rows = bench(tuple(threads or (1, 2)), seconds, lambda text: tick(0, 0, text))
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Shapes: exports keep batch and samples dynamic.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import json
@@ -82,11 +83,37 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
         model = program.model_proto
     except Exception as e:  # the exporter raises whatever its passes raise
         raise BuildError(f"torch.onnx.export failed for {separator.name}: {str(e).splitlines()[0]}") from e
+    name_nodes(model, separator)
     clean(model)
     _refuse_burnt_in(model, separator)
     describe(model, separator)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def name_nodes(model: onnx.ModelProto, separator: Separator) -> None:
+    """Name every node after the submodule it computes: ``sm.unet.res_conv/Conv_12``.
+
+    That is the one whose weight it takes, found by value because exporters rename and transpose; else the one whose
+    forward it was traced in.
+    """
+    owners: dict[bytes, str] = {}
+    for owner, module in separator.module.named_modules():
+        for value in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if value.ndim >= 2:
+                for form in (value, value.mT):
+                    owners.setdefault(form.detach().contiguous().numpy().tobytes(), owner)
+    constants = {c.name: owners.get(onnx.numpy_helper.to_array(c).tobytes()) for c in model.graph.initializer}
+    for number, node in enumerate(model.graph.node):
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "['', '']")
+        traced = ast.literal_eval(scopes)[-2]
+        owner = next((found for name in node.input if (found := constants.get(name)) is not None), traced)
+        node.name = f"{owner}/{node.op_type}_{number}"
+
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The submodule that an exported node computes (``name_nodes``)."""
+    return node.name.rpartition("/")[0]
 
 
 def _refuse_burnt_in(model: onnx.ModelProto, separator: Separator) -> None:

@@ -7,6 +7,7 @@ written beside its place and renamed when it is complete.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import platform
@@ -21,18 +22,22 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import bench, bundle, golden, graph, kernels, measure, passes, verify
+from edgesep import bundle, golden, graph, kernels, passes
 from edgesep.calibration import MixtureSet
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
+from edgesep.results import Results
 from edgesep.runtimes import runtime
+from edgesep.runtimes.base import Int8Form
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
-from edgesep.spec import InputError, UnsupportedError, VerificationError
+from edgesep.spec import InputError, UnsupportedError
 from edgesep.store import Store, file_digest, replace_folder
 
+#: (precision, form) → the ONNX file and the key of the step that made it
+Models = dict[tuple[str, Int8Form | None], tuple[Path, dict[str, Any]]]
 ENGINE_LENGTHS_S = (0.25, 1.0, 10.0)  # optimisation profile of runtimes that need one
 
 
@@ -147,14 +152,8 @@ class Line:
             raise
 
     def _run(self, out: Path, partial: Path) -> Deployed:
-        key = self._loaded_key()
-        references = self._references(key)
-        separator, key, reports = self._torch_passes(key)
-        separator = self._streaming(separator)
-        key = {"of": key, "stream": separator.stream and separator.stream.to_json()}
-        models = self._models(separator, key, reports)
-        front = self.original.front_end
-        front_models = self._models(front, key | {"graph": "front end"}, reports) if front else {}
+        references = self._references(self._loaded_key())
+        separator, front, models, front_models, reports = self._compressed()
         facts = self._facts(separator)
         cases = golden.cases(self.original, self.test)
         golden.write(partial / "golden.npz", self.test, references, self.recipe.data.golden, cases)
@@ -165,9 +164,8 @@ class Line:
                 built = self._build(target, front, front_models, partial / "artifacts" / "front-end")
                 artifact = replace(artifact, front_end=built, note=artifact.note or built.note)
             artifacts.append(artifact)
-        rows = [self._eager_row(references)]
-        for artifact in artifacts:
-            rows.append(self._row(artifact, references, cases, facts))
+        results = Results(self.original, self.test, references, cases, facts, self.recipe.limits(), self.tick)
+        rows, artifacts = results.rows(artifacts)
         ok = not any(row["misses"] for row in rows)
         manifest = {
             "edgesep": metadata.version("edgesep"),
@@ -186,6 +184,33 @@ class Line:
         bundle.write_manifest(partial, manifest)
         replace_folder(partial, out)
         return Deployed(out, ok, tuple(rows), tuple(self.store.redone))
+
+    def _compressed(self) -> tuple[Separator, Separator | None, Models, Models, list[dict[str, Any]]]:
+        """All passes: the separator and its front-end as they are exported, their files, and what passes report."""
+        separator, key, reports = self._torch_passes(self._loaded_key())
+        separator = self._streaming(separator)
+        key = {"of": key, "stream": separator.stream and separator.stream.to_json()}
+        front, front_key = self.original.front_end, {"of": key, "graph": "front end"}
+        for p in (p for p in self.passes if p.stage == "lower"):
+            separator, key = self._lowered(p, separator, key, reports)
+            if front:
+                front, front_key = self._lowered(p, front, front_key, reports)
+        models = self._models(separator, key, reports)
+        front_models = self._models(front, front_key, reports) if front else {}
+        return separator, front, models, front_models, reports
+
+    def trial(self) -> dict[str, Any]:
+        """What the passes lose on the calibration mixtures, without building or verifying anything.
+
+        Returns:
+            ``drop_db``, ``worst5_drop_db``, ``fits`` and, where it does not fit, ``why``.
+        """
+        fitted = [r["report"]["fit"] for r in self._compressed()[-1] if r.get("fit")]
+        last = [f["steps"][-1] for f in fitted]
+        found = {name: max(step[name] for step in last) for name in ("drop_db", "worst5_drop_db")}
+        fits = all(f["met"] for f in fitted)
+        why = f"with every layer but one in float the loss is {found['drop_db']} dB"
+        return {**found, "fits": fits} | ({} if fits else {"why": why})
 
     def _loaded_key(self) -> dict[str, Any]:
         return {
@@ -229,36 +254,46 @@ class Line:
             reports.append({"pass": _name(p), **asdict(p), "report": json.loads((folder / "report.json").read_text())})
         return separator, key, reports
 
-    def _models(
-        self, separator: Separator, key: dict[str, Any], reports: list[dict[str, Any]]
-    ) -> dict[str, tuple[Path, dict[str, Any]]]:
-        """The ONNX file of each precision that a target asks for, with its key."""
+    def _lowered(
+        self, p: Any, separator: Separator, key: dict[str, Any], reports: list[dict[str, Any]]
+    ) -> tuple[Separator, dict[str, Any]]:
+        """One pass on what is exported. Modules may be others afterwards, so its outcome is made again each time."""
+        key = {"of": key, "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
+        self.tick(0, 0, f"{_name(p)}: {separator.name}")
+        result = p(separator, self._context(Path()))
+        reports.append({"pass": _name(p), "graph": separator.name, **asdict(p), "report": result.report})
+        return result.separator, key
+
+    def _models(self, separator: Separator, key: dict[str, Any], reports: list[dict[str, Any]]) -> Models:
+        """The ONNX file of each precision and form that a target asks for, with its key."""
 
         def export(folder: Path) -> None:
             self.tick(0, 0, f"exporting {separator.name} to ONNX")
             graph.export_onnx(separator, separator.module, folder / "model.onnx")
 
         key = {"of": key, "export": graph.OPSET}
-        models = {"fp32": (self.store.step("export", key, export) / "model.onnx", key)}
-        wanted = {_made_by(t) for t in self.recipe.targets}
-        for p in self.passes:
-            if p.stage != "onnx" or p.precision not in wanted:
+        source = self.store.step("export", key, export) / "model.onnx"
+        models: Models = {("fp32", None): (source, key)}
+        wanted = dict.fromkeys(_made_by(t) for t in self.recipe.targets)
+        for p, (precision, form) in itertools.product(self.passes, wanted):
+            if p.stage != "onnx" or p.precision != precision or form is None:
                 continue
-            key = {"of": models["fp32"][1], "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
+            step = {"of": key, "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
+            step |= {"form": asdict(form), "criteria": asdict(self.recipe.limits()) if p.fit else None}
 
-            def make(folder: Path, p: Any = p) -> None:
+            def make(folder: Path, p: Any = p, form: Any = form) -> None:
                 self.tick(0, 0, f"{_name(p)} ({p.method})")
-                result = p(separator, models["fp32"][0], folder / "model.onnx", self._context(folder))
+                result = p(separator, source, folder / "model.onnx", self._context(folder), form)
                 (folder / "report.json").write_text(json.dumps(result.report))
 
-            folder = self.store.step(_name(p), key, make)
-            models[p.precision] = (folder / "model.onnx", key)
+            folder = self.store.step(_name(p), step, make)
+            models[precision, form] = (folder / "model.onnx", step)
             report = json.loads((folder / "report.json").read_text())
             reports.append({"pass": _name(p), "graph": separator.name, **asdict(p), "report": report})
         return models
 
     def _context(self, folder: Path) -> Context:
-        return Context(self.original, self.calibration, self.train, folder, self.tick)
+        return Context(self.original, self.calibration, self.train, folder, self.tick, self.recipe.limits())
 
     def _facts(self, separator: Separator) -> dict[str, Any]:
         return separator.describe() | {
@@ -269,15 +304,13 @@ class Line:
             "front_end": self.original.front_end.describe() if self.original.front_end else None,
         }
 
-    def _build(
-        self, target: TargetSection, separator: Separator, models: dict[str, tuple[Path, dict[str, Any]]], out: Path
-    ) -> bundle.Artifact:
+    def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> bundle.Artifact:
         module, (model, key) = runtime(target.runtime), models[_made_by(target)]
         if target.runtime == "eager":
             raise InputError("eager is the reference and always measured; name another runtime as target")
 
         native, scans = target.scan == "native", onnx_forms.is_native(onnx.load(model))
-        if native and not scans and separator is not self.original.front_end:
+        if native and not scans and separator.name == self.original.name:
             raise InputError(f'{separator.name} has no selective scan; leave out scan = "native"')
         library = None
         if native and scans:
@@ -319,68 +352,6 @@ class Line:
             return replace(artifact, note=str(e))
         return artifact
 
-    def _judge(self, separate: verify.Separate, references: list[np.ndarray], text: str) -> verify.Quality:
-        count = [0]
-
-        def tick() -> None:
-            count[0] += 1
-            self.tick(count[0], len(self.test), text)
-
-        items = ((m.inputs(), m.sources, r) for m, r in zip(self.test, references, strict=True))
-        return verify.quality(separate, items, tick)
-
-    def _eager_row(self, references: list[np.ndarray]) -> dict[str, Any]:
-        """The original itself: its quality from the references, its latency from a few runs."""
-        it = iter(references)
-        quality = self._judge(lambda *_: next(it)[None], references, "judging the original")
-        inputs = list(self.original.example_inputs(self.original.sample_rate_hz))
-        if front := self.original.front_end:
-            inputs[-1:] = front.example_inputs(front.sample_rate_hz)
-        self.tick(0, 0, "measuring eager fp32")
-        times = measure.latencies_ms(lambda: self.original(*inputs), 2.0)
-        found = measure.percentiles(times)
-        return {
-            "runtime": "eager",
-            "precision": "fp32",
-            "status": "ok",
-            **quality.to_json(),
-            **found,
-            "queries": len(times),
-            "rtf": round((found["p50_ms"] or 0) / 1e3, 5),
-            "size_mb": round(sum(s.parameters for s in (self.original, self.original.front_end) if s) * 4 / 1e6, 4),
-            "runtime_version": f"torch {torch.__version__}",
-            "environment": measure.environment(),
-            "misses": [],
-        }
-
-    def _row(
-        self,
-        artifact: bundle.Artifact,
-        references: list[np.ndarray],
-        cases: list[tuple[verify.Inputs, np.ndarray]],
-        facts: dict[str, Any],
-    ) -> dict[str, Any]:
-        if artifact.note:
-            row = bench.row(artifact, facts, 0)
-            return row | {
-                "status": "built, not run",
-                "runtime_version": runtime(artifact.runtime).version(),
-                "misses": [],
-            }
-        self.tick(0, 0, f"measuring {artifact.name}")
-        row = bench.row(artifact, facts, 2.0)
-        try:
-            with bundle.Separating(artifact, facts) as run:
-                quality = self._judge(run, references, f"verifying {artifact.name}")
-                shapes_db = verify.shapes_snr_db(run, cases)
-                look = run.look_ahead()
-        except VerificationError as e:
-            return row | {"status": "failed", "misses": [str(e)]}
-        misses = verify.misses(quality, shapes_db, row["rtf"], artifact.precision, self.recipe.limits())
-        misses += look.pop("misses", [])
-        found = {**quality.to_json(), "shapes_snr_db": round(shapes_db, 2), **look, "misses": misses}
-        return row | found | {"status": "failed" if misses else "ok"}
-
 
 def _fields(section: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in section.items() if k != "pass"}
@@ -394,9 +365,11 @@ def _settings(p: Any) -> str:
     return ", ".join(f"{k} = {v}" for k, v in asdict(p).items())
 
 
-def _made_by(target: TargetSection) -> str:
-    """Precision of the graph behind a target: bf16 is a precision of the runtime, not of the graph."""
-    return "fp32" if target.precision == "bf16" else target.precision
+def _made_by(target: TargetSection) -> tuple[str, Int8Form | None]:
+    """Which graph is behind a target: bf16 is a precision of the runtime, not of the graph."""
+    if target.precision != "int8":
+        return "fp32", None
+    return "int8", getattr(runtime(target.runtime), "INT8", Int8Form())
 
 
 def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separator:

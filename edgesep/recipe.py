@@ -69,7 +69,8 @@ class TargetSection(Section):
 class CriteriaSection(Section):
     """What every artifact must reach; ``Criteria`` explains the fields."""
 
-    max_si_snr_drop_db: float | None = 0.3
+    max_si_snr_drop_db: Annotated[float, Field(gt=0)] | None = 0.3
+    worst5_drop_db: Annotated[float, Field(gt=0)] | None = None
     min_output_snr_db: float | None = 80.0
     max_rtf: Annotated[float, Field(gt=0)] | None = None
 

@@ -18,6 +18,7 @@ COLUMNS = (
     ("worst 5 % dB", "drop_worst5_db", "{:.3f}"),
     ("output SNR dB", "output_snr_db", "{:.1f}"),
     ("shapes dB", "shapes_snr_db", "{:.1f}"),
+    ("x fp32", "times_fp32_speed", "{:.2f}"),
     ("p50 ms", "p50_ms", "{:.2f}"),
     ("p90 ms", "p90_ms", "{:.2f}"),
     ("p99 ms", "p99_ms", "{:.2f}"),
@@ -90,10 +91,12 @@ def report_page(manifest: Mapping[str, Any]) -> str:
         lines += ["", "## Not met", "", *missed]
     if noted := [f"* {r['runtime']} {r['precision']}: {r['note']}" for r in rows if r.get("note")]:
         lines += ["", "## Not run here", "", *noted]
+    lines += [line for r in rows if r.get("audit") for line in _audit(r)]
+    lines += [line for p in manifest["passes"] if "fit" in p["report"] for line in _sensitivity(p)]
     lines += ["", "## How it was made", ""]
     for p in manifest["passes"]:
         settings = ", ".join(f"{k} = {v}" for k, v in p.items() if k not in ("pass", "report"))
-        figures = ", ".join(f"{k} = {_short(v)}" for k, v in p["report"].items())
+        figures = ", ".join(f"{k} = {_short(v)}" for k, v in p["report"].items() if k != "fit")
         lines.append(f"* {p['pass']}: {settings}. Result: {figures}.")
     if not manifest["passes"]:
         lines.append("* no passes: the float separator as trained")
@@ -101,6 +104,49 @@ def report_page(manifest: Mapping[str, Any]) -> str:
     env = tested["environment"]
     lines.append(f"* measured on: {env['cpu']}, {env['cores']} cores ({', '.join(env['isa'])}), {env['system']}")
     return "\n".join(lines) + "\n"
+
+
+def _audit(row: Mapping[str, Any]) -> list[str]:
+    """What a build of lower precision really ran."""
+    found = row["audit"]
+    shares = ", ".join(f"{p} {share:.0%}" for p, share in found["time_share"].items())
+    lines = [
+        "",
+        f"## What ran: {row['runtime']} {row['precision']}",
+        "",
+        f"{found['times_fp32_speed']:.2f} times the speed of fp32 (paired), {found['times_smaller']:.2f} times smaller."
+        f" Share of the time: {shares}.",
+    ]
+    lines += [f"**Rejected:** {found['rejected']}."] if found.get("rejected") else []
+    lines += ["", "| operator | precision | ms | share of the time |", "|---|---|---|---|"]
+    lines += [f"| {o['operator']} | {o['precision']} | {o['ms']:.3f} | {o['share']:.1%} |" for o in found["operators"]]
+    return lines
+
+
+def _sensitivity(p: Mapping[str, Any]) -> list[str]:
+    """The layers by what INT8 does to them, most noise for their size first, as a chart."""
+    fit = p["report"]["fit"]
+    last = fit["steps"][-1]
+    most = max((10 ** (-row["output_snr_db"] / 10) for row in fit["layers"]), default=1.0) or 1.0
+    lines = [
+        "",
+        f"## Sensitivity to INT8: {p['graph']}",
+        "",
+        f"Each layer in INT8 alone, on calibration mixtures; those in float were returned for the budget. All others in"
+        f" INT8 together lose {last['drop_db']:.3f} dB, the worst 5 % {last['worst5_drop_db']:.3f} dB"
+        f" ({fit['mixtures']} calibration mixtures).",
+        "",
+        "| layer | share of MACs | drop dB | output SNR dB | noise | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in fit["layers"]:
+        bar = "█" * max(1, round(30 * 10 ** (-row["output_snr_db"] / 10) / most))
+        stays = "float" if row["float"] else ""
+        lines.append(
+            f"| `{row['layer'] or '(functions)'}` | {row['macs_share']:.1%} | {row['drop_db']:.3f} |"
+            f" {row['output_snr_db']:.1f} | {bar} | {stays} |"
+        )
+    return lines
 
 
 def _short(value: Any) -> str:

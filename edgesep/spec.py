@@ -129,12 +129,14 @@ class Criteria:
 
     Attributes:
         max_si_snr_drop_db: mean SI-SNR lost against the float original on the test mixtures, in dB.
+        worst5_drop_db: the same for the worst 5 % of the mixtures.
         min_output_snr_db: SNR of a float artifact's output against the original's output, in dB. Low-precision
             artifacts are judged by the drop instead: their output differs from the original's by design.
         max_rtf: real-time factor (compute time divided by audio time), p50.
     """
 
     max_si_snr_drop_db: float | None = 0.3
+    worst5_drop_db: float | None = None
     min_output_snr_db: float | None = 80.0
     max_rtf: float | None = None
 

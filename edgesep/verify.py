@@ -142,6 +142,8 @@ def misses(
     said = []
     if criteria.max_si_snr_drop_db is not None and not quality.drop_db <= criteria.max_si_snr_drop_db:
         said.append(f"SI-SNR drop {quality.drop_db:.3f} dB, allowed {criteria.max_si_snr_drop_db} dB")
+    if criteria.worst5_drop_db is not None and not quality.drop_worst5_db <= criteria.worst5_drop_db:
+        said.append(f"worst 5 % lose {quality.drop_worst5_db:.3f} dB, allowed {criteria.worst5_drop_db} dB")
     if criteria.min_output_snr_db is not None and precision == "fp32":
         lowest = quality.output_snr_db if shapes_db is None else min(quality.output_snr_db, shapes_db)
         if not lowest >= criteria.min_output_snr_db:

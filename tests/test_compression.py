@@ -162,7 +162,7 @@ def test_interrupted_finetuning_continues_to_the_same_result(separator, context,
 
 
 def test_a_pass_is_made_by_name_and_fields():
-    assert passes.make("prune", macs_share=0.5) == Prune(0.5)
+    assert passes.make("prune", share=0.5) == Prune(0.5)
 
 
 def test_equal_constants_are_stored_once():

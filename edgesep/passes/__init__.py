@@ -1,8 +1,9 @@
 """The passes. The folder is the registry: one file per pass, holding one frozen dataclass named like the file.
 
-A pass is a value: its fields are its configuration. Called with a model and a ``Context`` it returns a
-``PassResult``. ``stage`` says what it takes: ``"torch"`` passes turn a ``Separator`` into another one and act on every
-target; ``"onnx"`` passes make the ONNX file of another precision and act on the targets of that precision.
+A pass is a value: its fields are its configuration. Called with a model and a ``Context`` it returns a ``PassResult``.
+``stage`` says what it takes: ``"torch"`` passes turn a ``Separator`` into another one and act on every target;
+``"lower"`` passes do so with what is exported, after those; ``"onnx"`` passes make the ONNX file of another precision
+and act on the targets of that precision.
 """
 
 from __future__ import annotations

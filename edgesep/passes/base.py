@@ -9,6 +9,7 @@ from typing import Any
 
 from edgesep.calibration import MixtureSet
 from edgesep.separators.base import Separator
+from edgesep.spec import Criteria
 
 #: (done, total, text) of long work; total 0 where it is unknown
 Tick = Callable[[int, int, str], None]
@@ -28,6 +29,7 @@ class Context:
         calibration: mixtures for calibration.
         train: mixtures whose sources may be remixed for training; the calibration set where the recipe names none.
         folder: for intermediate state; survives an interruption, so that long passes resume.
+        criteria: what the artifacts must reach.
     """
 
     original: Separator
@@ -35,6 +37,7 @@ class Context:
     train: MixtureSet
     folder: Path
     tick: Tick = silent
+    criteria: Criteria = field(default_factory=Criteria)
 
 
 @dataclass(frozen=True)

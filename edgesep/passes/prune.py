@@ -1,25 +1,35 @@
-"""Structured pruning: whole channels are removed until a share of the multiply-accumulates is gone.
+"""Structured pruning: whole channels are removed until a share of the work, the size or the time is gone.
 
-torch-pruning finds which channels hang together; a separator says which sizes must stay (``keep_shape``), and a
-module with state of its own per channel says how to keep some of them (``keep_channels``).
+Two ways of cutting. A separator that names its inner widths (``Separator.widths``: LSTM gates, Mamba's inner channels,
+whose residual stream stays) is cut along those; of a convolutional one torch-pruning finds which channels hang
+together, the separator says which sizes must stay (``keep_shape``), and a module with state of its own per channel says
+how to keep some of them (``keep_channels``). Every width loses the same share of its channels, the least important.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
 import torch_pruning as tp
 from torch import nn
 
-from edgesep import graph
+from edgesep import graph, measure, training
+from edgesep.inspect import cost
+from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
-from edgesep.separators.base import Separator
+from edgesep.runtimes import runtime
+from edgesep.separators.base import Separator, resize
 from edgesep.spec import BuildError, InputError
 
-STEPS = 200  # of the way from all channels to none; fine enough to stop close to the wanted share
+MOST = 0.95  # of the channels of a width
+HALVINGS = 8  # of the interval in which the share of channels is sought
 
 
 @dataclass(frozen=True)
@@ -27,22 +37,31 @@ class Prune:
     """Remove channels by importance.
 
     Attributes:
-        macs_share: share of the multiply-accumulates to remove, between 0 and 1.
-        norm: importance of a channel: L1 or L2 norm of its weights, over all layers it runs through.
+        share: how much of it to remove, between 0 and 1.
+        of: multiply-accumulates, parameters, or latency, measured in ``runtime`` on this machine, fp32, one thread.
+        importance: of a channel, over all tensors that hold it: L1 or L2 norm, or Taylor (weight times gradient of the
+            loss on the calibration mixtures).
         round_to: channel counts stay multiples of this, for the sake of vector units.
+        runtime: for latency.
     """
 
-    macs_share: float = 0.3
-    norm: Literal[1, 2] = 2
+    share: float = 0.3
+    of: Literal["macs", "parameters", "latency"] = "macs"
+    importance: Literal["l1", "l2", "taylor"] = "l2"
     round_to: int = 4
+    runtime: str = "onnxruntime"
 
     stage: ClassVar[str] = "torch"
 
     def __post_init__(self) -> None:
-        if not 0 < self.macs_share < 1:
-            raise InputError(f"prune.macs_share is {self.macs_share}, it must lie between 0 and 1")
-        if self.norm not in (1, 2):
-            raise InputError(f"prune.norm is {self.norm}, use 1 or 2")
+        if not 0 < self.share < 1:
+            raise InputError(f"prune.share is {self.share}, it must lie between 0 and 1")
+        if self.of not in ("macs", "parameters", "latency"):
+            raise InputError(f"prune.of is {self.of!r}, use macs, parameters or latency")
+        if self.importance not in ("l1", "l2", "taylor"):
+            raise InputError(f"prune.importance is {self.importance!r}, use l1, l2 or taylor")
+        if self.round_to < 1:
+            raise InputError(f"prune.round_to is {self.round_to}, it must be at least 1")
 
     def __call__(self, separator: Separator, context: Context) -> PassResult:
         """Prune a copy; the input stays as it is.
@@ -50,21 +69,115 @@ class Prune:
         Raises:
             BuildError: the share cannot be reached without cutting a protected size.
         """
-        module = copy.deepcopy(separator.module)
-        example = separator.example_inputs(separator.sample_rate_hz)
-        protected = [module.get_submodule(name) for name in separator.keep_shape]
-        sizes = {name: module.state_dict()[f"{name}.weight"].shape[0] for name in separator.keep_shape}
-        own = {type(m): _OwnChannels() for m in module.modules() if hasattr(m, "keep_channels")}
-        before, _ = tp.utils.count_ops_and_params(module, example)
+        source = replace(separator, module=copy.deepcopy(separator.module))
+        if self.importance == "taylor":
+            _backpropagate(source, context)
+        cut = self._along_widths if separator.widths else self._along_graph
+        left = {"macs": _macs_left, "parameters": _parameters_left, "latency": self._latency_left}[self.of](separator)
+
+        def tried(ratio: float) -> tuple[Separator, float]:
+            module = cut(source, ratio).eval()
+            pruned = replace(separator, module=module, parameters=sum(p.numel() for p in module.parameters()))
+            return pruned, left(pruned)
+
+        low, high = 0.0, MOST
+        pruned, remains = tried(high)
+        if remains > 1 - self.share:
+            raise BuildError(
+                f"prune.share = {self.share} of {self.of} is out of reach for {separator.name}: with every channel that"
+                f" may go removed, {remains:.0%} remain"
+            )
+        for turn in range(HALVINGS):
+            context.tick(turn, HALVINGS, f"pruning: {1 - remains:.0%} of {self.of} removed")
+            middle = (low + high) / 2
+            found, kept = tried(middle)
+            if kept <= 1 - self.share:
+                high, pruned, remains = middle, found, kept
+            else:
+                low = middle
+        _refuse_other_shapes(separator, pruned)
+        report = {
+            "removed_share": round(1 - remains, 4),
+            "macs_removed_share": round(1 - _macs_left(separator)(pruned), 4),
+            "channels_removed_share": round(high, 4),
+            "parameters_before": sum(p.numel() for p in separator.module.parameters()),
+            "parameters": pruned.parameters,
+        }
+        return PassResult(pruned, True, report)
+
+    def _latency_left(self, separator: Separator) -> Callable[[Separator], float]:
+        def left(pruned: Separator) -> float:
+            x = {s.name: x.numpy() for s, x in zip(separator.inputs, _second(separator), strict=True)}
+            with tempfile.TemporaryDirectory() as folder:
+                calls = {}
+                runners = [self._built(s, Path(folder, name)) for name, s in (("a", separator), ("b", pruned))]
+                with runners[0] as before, runners[1] as after:
+                    calls = {"before": lambda: before.run(x), "after": lambda: after.run(x)}
+                    times = measure.paired_ms(calls, 1.0)
+            return float(np.median(times["after"]) / np.median(times["before"]))
+
+        return left
+
+    def _built(self, separator: Separator, folder: Path) -> Any:
+        folder.mkdir()
+        module, file = runtime(self.runtime), folder / "model.onnx"
+        graph.export_onnx(separator, separator.module, file)
+        onnx_forms.write_form(file, file, native=False, chunked=False)
+        files = module.build(file, folder, "fp32", separator.profile((0.25, 1.0, 10.0)))
+        return module.Runner(folder, files, "fp32", 1)
+
+    # -- along the separator's own widths ----------------------------------------------------------------------------
+
+    def _along_widths(self, source: Separator, ratio: float) -> nn.Module:
+        assert source.widths is not None  # the caller looked
+        module = copy.deepcopy(source.module)
+        state = dict(module.state_dict())
+        values = dict(source.module.named_parameters())
+        for width in source.widths(source.module):
+            keep = self._least(width.size, ratio)
+            weight = torch.zeros(width.size)
+            for c in width.cuts:
+                weight += self._weight(
+                    c.channels_first(values[c.tensor].detach(), width.size), values[c.tensor], c, width
+                )
+            channels = weight.topk(keep).indices.sort().values
+            for c in width.cuts:
+                state[c.tensor] = state[c.tensor].index_select(c.axis, c.places(channels, width.size))
+        resize(module, state)
+        return module
+
+    def _weight(self, rows: torch.Tensor, value: torch.Tensor, cut: Any, width: Any) -> torch.Tensor:
+        """Importance of each channel in one tensor."""
+        if self.importance == "l1":
+            return rows.abs().sum(1)
+        if self.importance == "l2" or value.grad is None:
+            return rows.square().sum(1)
+        return (rows * cut.channels_first(value.grad, width.size)).square().sum(1)
+
+    def _least(self, size: int, ratio: float) -> int:
+        """Channels that stay."""
+        return min(size, max(self.round_to, round((1 - ratio) * size / self.round_to) * self.round_to))
+
+    # -- along the traced graph --------------------------------------------------------------------------------------
+
+    def _along_graph(self, source: Separator, ratio: float) -> nn.Module:
+        module = copy.deepcopy(source.module)
+        if self.importance == "taylor":  # gradients are not copied
+            for mine, theirs in zip(module.parameters(), source.module.parameters(), strict=True):
+                mine.grad = theirs.grad
+        score = {
+            "l1": tp.importance.GroupMagnitudeImportance(p=1),
+            "l2": tp.importance.GroupMagnitudeImportance(p=2),
+            "taylor": tp.importance.GroupTaylorImportance(),
+        }[self.importance]
         with graph.quiet():
             pruner = tp.pruner.BasePruner(
                 module,
-                example,
-                importance=tp.importance.GroupMagnitudeImportance(p=self.norm),
-                pruning_ratio=0.95,
-                iterative_steps=STEPS,
-                ignored_layers=protected,
-                customized_pruners=own,
+                _second(source),
+                importance=score,
+                pruning_ratio=ratio,
+                ignored_layers=[module.get_submodule(name) for name in source.keep_shape],
+                customized_pruners={type(m): _OwnChannels() for m in module.modules() if hasattr(m, "keep_channels")},
                 round_to=self.round_to,
                 root_module_types=[nn.Conv2d, nn.Linear],
                 # Its defaults are mutable and shared between pruners of one process.
@@ -73,28 +186,45 @@ class Prune:
                 num_heads={},
                 channel_groups={},
             )
-            macs, steps = before, 0
-            while macs > (1 - self.macs_share) * before:
-                if steps == STEPS:
-                    raise BuildError(
-                        f"prune.macs_share = {self.macs_share} is out of reach for {separator.name}: with every"
-                        f" channel that may go removed, {macs / before:.0%} of the multiply-accumulates remain"
-                    )
-                pruner.step()
-                steps += 1
-                macs, _ = tp.utils.count_ops_and_params(module, example)
-                context.tick(int(100 * (1 - macs / before)), int(100 * self.macs_share), "pruning")
-        for name, size in sizes.items():
-            if (now := module.state_dict()[f"{name}.weight"].shape[0]) != size:
-                raise BuildError(f"pruning changed {name} from {size} to {now} channels, which must stay")
-        parameters = sum(p.numel() for p in module.parameters())
-        report = {
-            "macs_removed_share": round(1 - macs / before, 4),
-            "parameters_before": sum(p.numel() for p in separator.module.parameters()),
-            "parameters": parameters,
-            "steps": steps,
-        }
-        return PassResult(replace(separator, module=module.eval(), parameters=parameters), True, report)
+            pruner.step()
+        return module
+
+
+def _second(separator: Separator) -> tuple[torch.Tensor, ...]:
+    return separator.example_inputs(separator.sample_rate_hz)
+
+
+def _macs_left(separator: Separator) -> Callable[[Separator], float]:
+    before = cost(separator)[0]
+    return lambda pruned: cost(pruned)[0] / before
+
+
+def _parameters_left(separator: Separator) -> Callable[[Separator], float]:
+    before = sum(p.numel() for p in separator.module.parameters())
+    return lambda pruned: pruned.parameters / before
+
+
+def _backpropagate(separator: Separator, context: Context) -> None:
+    """Gradients of the loss on the calibration mixtures, summed."""
+    separator.module.zero_grad()
+    for i, item in enumerate(context.calibration):
+        context.tick(i, len(context.calibration), "gradients for the importance of channels")
+        given = context.original.tensors(item.inputs())
+        inputs = [torch.from_numpy(given[s.name]) for s in separator.inputs]
+        estimates = separator.module(*inputs)
+        wanted = torch.from_numpy(item.sources[None, : estimates.shape[1]])
+        training.pit_snr_loss(inputs[0], estimates, wanted).backward()
+
+
+def _refuse_other_shapes(before: Separator, after: Separator) -> None:
+    """Raises BuildError where a size that must stay has changed."""
+    old, new = before.module.state_dict(), after.module.state_dict()
+    for name in before.keep_shape:
+        if old[f"{name}.weight"].shape[0] != new[f"{name}.weight"].shape[0]:
+            raise BuildError(
+                f"pruning changed {name} from {old[f'{name}.weight'].shape[0]} to {new[f'{name}.weight'].shape[0]}"
+                " channels, which must stay"
+            )
 
 
 class _OwnChannels(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]

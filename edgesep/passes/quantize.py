@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,9 +19,11 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import graph, onnx_edit
+from edgesep import budget, graph, onnx_edit
+from edgesep.graph import layer_of
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
+from edgesep.runtimes.base import Int8Form
 from edgesep.separators.base import Separator
 from edgesep.spec import BuildError, InputError, StreamSpec
 from edgesep.stream import Hops
@@ -34,14 +37,23 @@ class Quantize:
         method: which library places and calibrates the quantizers.
         mixtures: how many calibration mixtures are run, at most.
         keep_float: further submodules to leave in float, beside the separator's own input and output.
-        symmetric: int8 activations around zero, as TensorRT and ARM want them; else uint8 with a zero point, which
-            x86 multiplies fastest.
+        symmetric: int8 activations around zero instead of uint8 with a zero point; default: as the target multiplies
+            fastest (``runtimes.base.Int8Form``).
+        outputs: quantize what convolutions make too; default: where the target needs it to multiply in INT8.
+        fit: return layers to float until the recipe's criteria hold on the calibration mixtures (``budget``).
+        least_macs_share: with ``fit``, so much is left in INT8 when small noisy layers go back to float although the
+            budget holds; the budget itself may take more.
+        levels_db: calibrate on every mixture at these levels too, in dB relative to its own.
     """
 
     method: Literal["neural-compressor", "onnxruntime"] = "neural-compressor"
     mixtures: int = 16
     keep_float: tuple[str, ...] = ()
-    symmetric: bool = False
+    symmetric: bool | None = None
+    outputs: bool | None = None
+    fit: bool = False
+    least_macs_share: float = 0.9
+    levels_db: tuple[float, ...] = ()
 
     stage: ClassVar[str] = "onnx"
     precision: ClassVar[str] = "int8"
@@ -51,35 +63,74 @@ class Quantize:
             raise InputError(f"quantize.method {self.method!r} is not known, use neural-compressor or onnxruntime")
         if self.mixtures < 1:
             raise InputError(f"quantize.mixtures is {self.mixtures}, at least one mixture is needed to calibrate")
+        if not 0 <= self.least_macs_share <= 1:
+            raise InputError(f"quantize.least_macs_share is {self.least_macs_share}, it must lie between 0 and 1")
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        object.__setattr__(self, "levels_db", tuple(self.levels_db))
 
-    def __call__(self, separator: Separator, model: Path, out: Path, context: Context) -> PassResult:
+    def __call__(
+        self, separator: Separator, model: Path, out: Path, context: Context, form: Int8Form | None = None
+    ) -> PassResult:
         """Write the INT8 graph of ``separator`` (whose float export is ``model``) to ``out``."""
-        names = {name for name, _ in separator.module.named_modules()}
-        if unknown := [name for name in self.keep_float if name not in names]:
+        form = form or Int8Form()
+        chosen = Int8Form(
+            form.symmetric if self.symmetric is None else self.symmetric,
+            form.outputs if self.outputs is None else self.outputs,
+        )
+        exported = onnx.load(model)
+        macs = {name: count for name, (_, count) in layer_macs(exported, separator).items()}
+        modules = {name for name, _ in separator.module.named_modules()}
+        if unknown := [name for name in self.keep_float if name not in modules | set(macs)]:
             raise InputError(f"quantize.keep_float names {unknown[0]!r}, which {separator.name} does not have")
-        if self.method == "neural-compressor":
-            self._neural_compressor(separator, out, context)
+        kept = (*separator.keep_float, *self.keep_float)
+        open_layers = {name: count for name, count in macs.items() if not _within(name, kept)}
+        report: dict[str, Any] = {"method": self.method, "form": asdict(chosen)}
+        engine = OnnxRuntimeQuantizer(separator, exported, lambda: self._feeds(separator, context), context.folder)
+        if self.fit:
+
+            def make(layers: Iterable[str]) -> Path:
+                trial = context.folder / "trial" / "model.onnx"
+                trial.parent.mkdir(exist_ok=True)
+                engine.write(trial, set(layers), chosen)
+                return trial
+
+            trials = budget.Trials(separator, context, make, context.folder)
+            total = sum(count for _, count, _ in counted_macs(exported, separator))
+            spare = sum(open_layers.values()) - self.least_macs_share * total
+            fitted = budget.fit(open_layers, spare, trials, context.criteria, context.tick)
+            shutil.rmtree(context.folder / "trial", ignore_errors=True)
+            open_layers = {name: count for name, count in open_layers.items() if name not in fitted.kept}
+            report["fit"] = fitted.report
+        if not open_layers:
+            raise BuildError(
+                f"no layer of {separator.name} can be quantized within the budget; use fp32 or bf16, or raise"
+                " criteria.max_si_snr_drop_db"
+            )
+        if self.method == "onnxruntime":
+            engine.write(out, set(open_layers), chosen)
         else:
-            self._onnxruntime(separator, model, out, context)
+            self._neural_compressor(separator, out, context, chosen, [n for n in macs if n not in open_layers])
         share = quantized_share(out, separator)
         if share["quantized_macs_share"] == 0:
             raise BuildError(f"{self.method} quantized no multiplication of {separator.name}; report this graph")
-        return PassResult(None, True, {**share, "method": self.method})
+        return PassResult(None, True, {**share, **report})
 
     def _feeds(self, separator: Separator, context: Context) -> Iterator[dict[str, np.ndarray]]:
         """What ``separator`` is given for each calibration mixture, by input name."""
         count = min(self.mixtures, len(context.calibration))
-        for i in range(count):
+        for i, level_db in itertools.product(range(count), (0.0, *self.levels_db)):
             context.tick(i, count, "calibrating")
+            item = context.calibration[i].at_level(level_db)
             if separator.stream is None:
-                known = context.original.tensors(context.calibration[i].inputs())
+                known = context.original.tensors(item.inputs())
                 yield {s.name: known[s.name] for s in separator.inputs}
             else:  # a few calls of each stream: neighbours see much the same
-                calls = _calls(separator, separator.stream, context.calibration[i].mixture)
+                calls = _calls(separator, separator.stream, item.mixture)
                 yield from itertools.islice(calls, 20, 420, 25)
 
-    def _neural_compressor(self, separator: Separator, out: Path, context: Context) -> None:
+    def _neural_compressor(
+        self, separator: Separator, out: Path, context: Context, form: Int8Form, kept: Iterable[str]
+    ) -> None:
         os.environ.setdefault("LOGLEVEL", "ERROR")  # it logs its whole configuration at INFO otherwise
         with graph.quiet():
             from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
@@ -87,8 +138,8 @@ class Quantize:
             captured: Any = graph.capture(separator)
             captured._exported = True  # what its own export function sets; that one cannot defer shape guards
             captured.dynamic_shapes = None
-            config = StaticQuantConfig(act_sym=self.symmetric, act_dtype="int8" if self.symmetric else "uint8")
-            for name in (*separator.keep_float, *self.keep_float):
+            config = StaticQuantConfig(act_sym=form.symmetric, act_dtype="int8" if form.symmetric else "uint8")
+            for name in (*separator.keep_float, *kept):
                 config.set_local(name, StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
             prepared = prepare(captured, config)
             with torch.no_grad():
@@ -97,42 +148,67 @@ class Quantize:
             converted = convert(prepared)
         graph.export_onnx(separator, converted, out)
 
-    def _onnxruntime(self, separator: Separator, model: Path, out: Path, context: Context) -> None:
+
+class OnnxRuntimeQuantizer:
+    """ONNX Runtime's quantizer on one exported graph: calibrated once, written as often as wanted.
+
+    Args:
+        folder: where the ranges are kept.
+    """
+
+    def __init__(
+        self,
+        separator: Separator,
+        exported: onnx.ModelProto,
+        feeds: Callable[[], Iterator[dict[str, np.ndarray]]],
+        folder: Path,
+    ):
+        self.separator, self.exported, self.feeds = separator, exported, feeds
+        self.ranges = folder / "ranges.json"
+        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
+        self.callable = onnx_forms.callable_anywhere(exported)
+
+    def write(self, out: Path, layers: Container[str], form: Int8Form) -> None:
+        """The graph with these layers quantized.
+
+        Raises:
+            BuildError: an activation was NaN or infinite on a calibration mixture.
+        """
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        feeds = self._feeds(separator, context)
+        feeds = self.feeds()
 
         class Reader(CalibrationDataReader):  # type: ignore[misc]
             def get_next(self) -> dict[str, np.ndarray] | None:
                 return next(feeds, None)
 
-        kept = (*separator.keep_float, *self.keep_float)
-        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
-        exported = onnx.load(model)
-        float_graph = onnx_forms.callable_anywhere(exported)
+        options: dict[str, Any] = {"QuantizeBias": False, "ActivationSymmetric": form.symmetric}
+        if not form.outputs:
+            options["OpTypesToExcludeOutputQuantization"] = list(QUANTIZED)
+        chosen = [n.name for n in self.callable.graph.node if n.op_type in QUANTIZED and layer_of(n) in layers]
+        given = onnx.ModelProto()
+        given.CopyFrom(self.callable)  # the quantizer moves its constants to a file of its own
         with graph.quiet():
-            quantize_static(
-                float_graph,
-                out,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-                nodes_to_exclude=[
-                    n.name for n in float_graph.graph.node if _belongs_to(n, float_graph, separator, kept)
-                ],
-                per_channel=True,
-                activation_type=QuantType.QInt8 if self.symmetric else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                extra_options={
-                    "QuantizeBias": False,
-                    "ActivationSymmetric": self.symmetric,
-                    "OpTypesToExcludeOutputQuantization": ["Conv", "MatMul", "Gemm"],
-                },
-            )
+            try:
+                quantize_static(
+                    given,
+                    out,
+                    Reader(),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=list(QUANTIZED),
+                    nodes_to_quantize=chosen,
+                    per_channel=True,
+                    activation_type=QuantType.QInt8 if form.symmetric else QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    extra_options=options,
+                    calibration_cache_path=self.ranges,
+                )
+            except ValueError as e:
+                raise BuildError(f"calibration of {self.separator.name} failed: {str(e).splitlines()[0]}") from e
         quantized = onnx.load(out)
-        onnx_forms.original_names(quantized, exported)
+        onnx_forms.original_names(quantized, self.exported)
         onnx_edit.clean(quantized)
-        graph.describe(quantized, separator)
+        graph.describe(quantized, self.separator)
         onnx.save(quantized, out)
 
 
@@ -151,29 +227,40 @@ def _calls(separator: Separator, spec: StreamSpec, mixture: np.ndarray) -> Itera
         hops.call(samples)
 
 
-def _belongs_to(node: onnx.NodeProto, model: onnx.ModelProto, separator: Separator, kept: tuple[str, ...]) -> bool:
-    """Whether a node multiplies by a weight of one of the submodules ``kept`` (found by value)."""
-    weights = [
-        form.detach().numpy().tobytes()
-        for name, p in separator.module.named_parameters()
-        if any(name.startswith(f"{k}.") for k in kept)
-        for form in (p, p.T.contiguous() if p.ndim == 2 else p)  # a Linear is exported as MatMul by its transpose
-    ]
-    constants = {c.name: c for c in model.graph.initializer}
-    return any(onnx.numpy_helper.to_array(constants[i]).tobytes() in weights for i in node.input if i in constants)
+def _within(layer: str, modules: Iterable[str]) -> bool:
+    """Whether a layer is one of these submodules or lies in one."""
+    return any(layer == m or layer.startswith(f"{m}.") for m in modules)
 
 
+QUANTIZED = ("Conv", "MatMul", "Gemm")
 MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "SelectiveScan", "CausalConv1dSilu"}
 
 
 def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
-    """Which share of the multiply-accumulates of one second stands between DequantizeLinear nodes.
+    """Which share of the multiply-accumulates of one second stands between DequantizeLinear nodes."""
+    counted = counted_macs(onnx.load(path), separator)
+    total = sum(macs for _, macs, _ in counted)
+    quantized = sum(macs for _, macs, dequantized in counted if dequantized)
+    seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
+    return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
+
+
+def layer_macs(exported: onnx.ModelProto, separator: Separator) -> dict[str, tuple[str, int]]:
+    """Layers that can be quantized: their operator and multiply-accumulates, all iterations together."""
+    found: dict[str, tuple[str, int]] = {}
+    for node, macs, _ in counted_macs(exported, separator):
+        if node.op_type in QUANTIZED:
+            found[layer_of(node)] = node.op_type, found.get(layer_of(node), ("", 0))[1] + macs
+    return found
+
+
+def counted_macs(exported: onnx.ModelProto, separator: Separator) -> list[tuple[onnx.NodeProto, int, bool]]:
+    """Every product of the graph, its multiply-accumulates in one second and whether both factors are dequantized.
 
     The sizes come from running the graph with the shape of every product as a further output.
     """
     import onnxruntime
 
-    exported = onnx.load(path)
     nodes = [n for n in exported.graph.node if n.op_type in MULTIPLIERS]
     model = onnx_forms.callable_anywhere(exported)
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
@@ -189,14 +276,7 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
     feed = {s.name: x.numpy() for s, x in zip(separator.inputs, examples, strict=True)}
     shape_names = [f"shape:{name}" for name in wanted]
     shapes = dict(zip(wanted, session.run(shape_names, feed), strict=True))
-    total = quantized = 0
-    for node in nodes:
-        macs = _macs(node, shapes)
-        total += macs
-        if all(name in dequantized for name in node.input[:2]):
-            quantized += macs
-    seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
-    return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
+    return [(node, _macs(node, shapes), all(i in dequantized for i in node.input[:2])) for node in nodes]
 
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -10,6 +11,36 @@ import numpy as np
 
 #: input name → its shortest, usual and longest shape, for runtimes that compile for a range
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Int8Form:
+    """Which Q/DQ graph a runtime multiplies in INT8.
+
+    Attributes:
+        symmetric: int8 activations around zero (TensorRT, ARM); else uint8 with a zero point (x86).
+        outputs: what convolutions make is quantized too, without which some runtimes compute them in float.
+    """
+
+    symmetric: bool = False
+    outputs: bool = False
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One kernel that ran.
+
+    Attributes:
+        name: node of the graph that was run, as the runtime calls it.
+        operator: what it computes, in the runtime's words.
+        precision: what it computes in; "conversion" for those that only change precision.
+        ms: time of one query.
+    """
+
+    name: str
+    operator: str
+    precision: str
+    ms: float
 
 
 class Runner(Protocol):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +14,13 @@ import numpy as np
 import onnxruntime
 
 from edgesep import kernels
-from edgesep.runtimes.base import Shapes
+from edgesep.runtimes.base import Executed, Int8Form, Shapes
 from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
 PRECISIONS = ("fp32", "int8")
+INT8 = Int8Form(outputs=True)  # a convolution between DequantizeLinear and anything else is computed in float
+PROFILED = 5  # queries
 
 
 def version() -> str:
@@ -31,19 +36,51 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     return [name]
 
 
+def executed(
+    folder: Path, files: list[str], precision: str, threads: int | None, feeds: Mapping[str, np.ndarray]
+) -> list[Executed]:
+    """The kernels of one query, from ONNX Runtime's own profile (the mean of several queries)."""
+    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Runner(folder, files, precision, threads, profile=Path(scratch)) as runner,
+    ):
+        for _ in range(PROFILED):
+            runner.run(feeds)
+        events = json.loads(Path(runner.end_profiling()).read_text())
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            args = event["args"]
+            kinds = [kind for given in args.get("input_type_shape", []) for kind in given]
+            low = "int8" if any(kind in ("int8", "uint8") for kind in kinds) else "fp32"
+            operator = args["op_name"]
+            kind = "conversion" if operator in ("QuantizeLinear", "DequantizeLinear") else low
+            times[event["name"].removesuffix("_kernel_time"), operator, kind].append(event["dur"] / 1e3)
+    return [Executed(*key, ms=sum(t) / PROFILED) for key, t in times.items()]
+
+
 class Runner:
     """An ``InferenceSession``.
 
     Args:
         threads: intra-op threads; None leaves the choice to ONNX Runtime (one per core).
+        profile: folder for a profile of every query.
         spin: whether idle threads spin, ONNX Runtime's default: fastest, and a busy core between calls.
     """
 
-    def __init__(self, folder: Path, files: list[str], precision: str, threads: int | None = None, spin: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        files: list[str],
+        precision: str,
+        threads: int | None = None,
+        spin: bool = True,
+        profile: Path | None = None,
+    ):
         if precision not in PRECISIONS:
             raise UnsupportedError(f"onnxruntime runs {' and '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.threads, self.spin = folder / files[0], threads, spin
-        self.files = files
+        self.files, self.profile = files, profile
 
     def __enter__(self) -> Self:
         options = onnxruntime.SessionOptions()
@@ -51,6 +88,9 @@ class Runner:
         if self.threads:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spin else "0")
+        if self.profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self.profile / "profile")
         library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
             if library is not None:
@@ -65,6 +105,10 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._session
+
+    def end_profiling(self) -> str:
+        """The profile's file."""
+        return str(self._session.end_profiling())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:

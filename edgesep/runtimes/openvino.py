@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +12,13 @@ import numpy as np
 import openvino
 
 from edgesep import kernels
-from edgesep.runtimes.base import Shapes
+from edgesep.runtimes.base import Executed, Shapes
 from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "openvino"
 #: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+PROFILED = 5  # queries
 
 
 def version() -> str:
@@ -40,18 +42,39 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     return [name, f"{precision}.bin"]
 
 
+def executed(
+    folder: Path, files: list[str], precision: str, threads: int | None, feeds: Mapping[str, np.ndarray]
+) -> list[Executed]:
+    """The kernels of one query, from OpenVINO's performance counters."""
+    times: dict[tuple[str, str, str], float] = defaultdict(float)
+    with Runner(folder, files, precision, threads, profile=True) as runner:
+        for turn in range(PROFILED + 1):
+            runner.run(feeds)
+            if not turn:
+                continue  # the first query prepares memory
+            for done in runner.profiling_info():
+                kind = done.exec_type.rpartition("_")[2].lower()
+                low = {"i8": "int8", "u8": "int8", "bf16": "bf16", "fp16": "fp16"}.get(kind, "fp32")
+                name = "conversion" if done.node_type in ("FakeQuantize", "Convert") else low
+                times[done.node_name, done.node_type, name] += done.real_time.total_seconds() * 1e3 / PROFILED
+    return [Executed(*key, ms=ms) for key, ms in times.items() if ms]
+
+
 class Runner:
     """A compiled model with one inference request.
 
     Args:
         threads: inference threads; None leaves the choice to OpenVINO.
+        profile: count each kernel's time.
     """
 
-    def __init__(self, folder: Path, files: list[str], precision: str, threads: int | None = None):
+    def __init__(
+        self, folder: Path, files: list[str], precision: str, threads: int | None = None, profile: bool = False
+    ):
         if precision not in PRECISIONS:
             raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.precision, self.threads = folder / files[0], precision, threads
-        self.files = files
+        self.files, self.profile = files, profile
 
     def __enter__(self) -> Self:
         options: dict[str, Any] = {
@@ -60,6 +83,8 @@ class Runner:
         }
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
+        if self.profile:
+            options["PERF_COUNT"] = True
         library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
             self._core = _core(library)  # the extension holds the code of the compiled nodes
@@ -77,6 +102,10 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._request, self._core
+
+    def profiling_info(self) -> list[Any]:
+        """Each kernel's time in the last query."""
+        return list(self._request.profiling_info)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:

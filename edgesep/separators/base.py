@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from edgesep.separators.widths import Width
 from edgesep.spec import InputError, StreamSpec, TensorSpec
 
 
@@ -76,6 +77,8 @@ class Separator:
         frames_per_s: rate of the axis named ``frames`` of a further input (video).
         keep_float: names of submodules that must not be quantized (model input and output).
         keep_shape: names of submodules whose output channels must not be pruned.
+        widths: the inner widths of a module of this architecture, where pruning goes along those.
+        blocks: names of submodules whose outputs a compressed separator is taught to match.
         front_end: the graph that makes the last input, at a rate of its own (mouth crops → mouth embedding).
         streaming: how it becomes a streaming graph, for causal separators.
         stream: what the graph promises, if it is one.
@@ -96,6 +99,8 @@ class Separator:
     frames_per_s: float | None = None
     keep_float: tuple[str, ...] = ()
     keep_shape: tuple[str, ...] = ()
+    widths: Callable[[Any], list[Width]] | None = None
+    blocks: tuple[str, ...] = ()
     front_end: Separator | None = None
     streaming: Streaming | None = None
     stream: StreamSpec | None = None
@@ -311,5 +316,10 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             part.out_features, part.in_features = own["weight"].shape
         elif isinstance(part, nn.GroupNorm):
             part.num_channels = own["weight"].numel()
+        elif isinstance(part, nn.ConvTranspose1d):
+            part.in_channels = own["weight"].shape[0]
+        elif isinstance(part, nn.LSTM):
+            part.hidden_size, part.input_size = own["weight_hh_l0"].shape[1], own["weight_ih_l0"].shape[1]
+            part._init_flat_weights()
         elif isinstance(part, nn.LayerNorm):
             part.normalized_shape = tuple(own["weight"].shape)

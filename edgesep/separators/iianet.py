@@ -10,7 +10,7 @@ The audio path iterates one U-Conv ``num_blocks`` times; video takes part in the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from edgesep.separators.uconv import (
     pooled_sum,
     sharing,
 )
+from edgesep.separators.widths import Balance, scaled_by
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("IIANet",)
@@ -46,6 +47,10 @@ class BottomUp(nn.Module):
             ConvNorm(channels, channels, kernel, stride=1 if i == 0 else 2, groups=channels) for i in range(depth)
         )
 
+    def balances(self) -> list[Balance]:
+        scalable = isinstance(self.proj_1x1.act, nn.PReLU)
+        return [Balance(cast(ConvNorm, self.spp_dw[0]).conv, scaled_by(self.proj_1x1.norm))] if scalable else []
+
     def forward(self, x: Tensor) -> list[Tensor]:
         return descend(self.proj_1x1(x), self.spp_dw)
 
@@ -58,6 +63,9 @@ class TopDown(nn.Module):
         self.loc_glo_fus = nn.ModuleList(Fusion(channels, 1) for _ in range(depth))
         self.last_layer = nn.ModuleList(Fusion(channels, 5) for _ in range(depth - 1))
         self.res_conv = conv(channels, outputs)
+
+    def balances(self) -> list[Balance]:
+        return [cast(Fusion, self.last_layer[0]).read_by(self.res_conv)]
 
     def climb(self, fused: list[Tensor]) -> Tensor:
         y = fused[-1]
@@ -193,6 +201,9 @@ class IIANet(nn.Module):
             self.basis * num_sources, num_sources, (1, self.kernel), (1, self.stride), (0, half), bias=False
         )
 
+    def balances(self) -> list[Balance]:
+        return [Balance(self.bottleneck, scaled_by(self.ln))]
+
     def forward(self, mixture: Tensor, mouth_embedding: Tensor) -> Tensor:
         samples = mixture.shape[-1]
         edge = self.kernel - self.stride
@@ -266,6 +277,7 @@ def separator(module: IIANet, config: Mapping[str, Any], rate: int) -> Separator
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         frames_per_s=FRAMES_PER_S,
         keep_float=("encoder", "decoder"),
+        blocks=("sm.audio_blocks.1",),
         keep_shape=("encoder", "mask_net.1", "decoder"),
     )
 

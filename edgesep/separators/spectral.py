@@ -5,6 +5,8 @@ Shapes: B batch, T samples, C channels, L frames, F bins; maps are ``(B, C, L, F
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,3 +147,21 @@ def windows(x: Tensor, size: int, hop: int) -> Tensor:
 def projection(inputs: int, outputs: int, bins: int, eps: float) -> nn.Sequential:
     """1x1 convolution, one-slope PReLU, norm over channels and bins."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.PReLU(), ChannelBinNorm(outputs, bins, eps))
+
+
+def backwards(conv: nn.ConvTranspose1d | nn.ConvTranspose2d, padding: int | None = None) -> nn.Conv1d | nn.Conv2d:
+    """The convolution that sums what a transposed one of stride 1 spreads.
+
+    Along the bins it is padded; in time (first axis of two) it takes the past that it needs as part of its input.
+    """
+    weight = conv.weight.detach().transpose(0, 1)
+    if isinstance(conv, nn.ConvTranspose1d):
+        made: nn.Conv1d | nn.Conv2d = nn.Conv1d(
+            conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=padding or 0
+        )
+    else:
+        made = nn.Conv2d(conv.in_channels, conv.out_channels, cast(tuple[int, int], conv.kernel_size), padding=(0, 1))
+    with torch.no_grad():
+        made.weight.copy_(weight.flip(tuple(range(2, weight.ndim))))
+        cast(Tensor, made.bias).copy_(cast(Tensor, conv.bias))
+    return made

@@ -19,6 +19,7 @@ from edgesep.ops.causal_conv_torch import conv_op
 from edgesep.ops.selective_scan_torch import scan_op
 from edgesep.separators.base import Checkpoint, Separator, load_state, settle
 from edgesep.separators.spectral import ChannelNorm, Stft, projection, windows
+from edgesep.separators.widths import Balance, Cut, Width
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("SPMamba",)
@@ -73,6 +74,9 @@ class Residual(nn.Module):
         super().__init__()
         self.mixer = Mixer(model, reverse)
         self.norm = RmsNorm(model)
+
+    def balances(self) -> list[Balance]:
+        return [Balance(self.mixer.in_proj, ((self.norm.weight, 0),))]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixer(self.norm(x)) + x
@@ -225,7 +229,21 @@ def separator(module: SPMamba, config: Mapping[str, Any], rate: int) -> Separato
         # drive an exponential.
         keep_float=("conv", "deconv", "stft", *(n for n, _ in module.named_modules() if n.endswith(KEPT_PROJECTIONS))),
         keep_shape=("conv.0", "deconv"),
+        widths=widths,
+        blocks=tuple(f"blocks.{i}" for i in range(len(module.blocks))),
     )
+
+
+def widths(module: SPMamba) -> list[Width]:
+    """The inner channels of each Mamba block: most of the work, and nobody outside sees them."""
+    outputs = ("conv1d.weight", "conv1d.bias", "dt_proj.weight", "dt_proj.bias", "A_log", "D")
+    found = []
+    for name, part in module.named_modules():
+        if isinstance(part, Mixer):
+            readers = Cut(f"{name}.x_proj.weight", 1), Cut(f"{name}.out_proj.weight", 1)
+            made = (Cut(f"{name}.{tensor}") for tensor in outputs)
+            found.append(Width(part.D.numel(), (Cut(f"{name}.in_proj.weight", 0, 2), *made, *readers)))
+    return found
 
 
 def to_authors(module: SPMamba) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from edgesep.separators.uconv import (
     pooled_sum,
     sharing,
 )
+from edgesep.separators.widths import Balance, scaled_by
 from edgesep.spec import InputError, TensorSpec
 
 NAMES = ("TDANet", "TDANetBest")
@@ -85,8 +86,26 @@ class SelfAttention(nn.Module):
             self.query = conv(channels, channels)
             self.key = conv(channels, channels)
         self.value = conv(channels, channels)
-        self.out_proj = conv(channels, channels)
+        self.out_proj: nn.Module = conv(channels, channels)
         self.norm = nn.LayerNorm(channels)
+
+    def balances(self) -> list[Balance]:
+        """Attention weighs frames, so each channel of the values passes through it by itself."""
+        return [Balance(self.out_proj, scaled_by(self.value))] if isinstance(self.out_proj, nn.Conv2d) else []
+
+    def lower(self) -> bool:
+        """As released, both projections follow each other: one product."""
+        after = self.out_proj
+        if self.over_time or not isinstance(after, nn.Conv2d):
+            return False
+        value, out = (c.weight.detach().double().flatten(1) for c in (self.value, after))
+        merged = conv(value.shape[1], out.shape[0])
+        with torch.no_grad():
+            merged.weight.copy_((out @ value)[:, :, None, None])
+            shifted = out @ cast(Tensor, self.value.bias).double() + cast(Tensor, after.bias).double()
+            cast(Tensor, merged.bias).copy_(shifted)
+        self.value, self.out_proj = merged, nn.Identity()
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.positions(self.attn_in_norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -130,6 +149,13 @@ class UConv(nn.Module):
         self.globalatt = GlobalAttention(channels, attention)
         self.last_layer = nn.ModuleList(Fusion(channels, 5) for _ in range(depth - 1))
         self.res_conv = conv(channels, bottleneck)
+
+    def balances(self) -> list[Balance]:
+        first = cast(ConvNorm, self.spp_dw[0])
+        return [
+            cast(Fusion, self.last_layer[0]).read_by(self.res_conv),
+            Balance(first.conv, scaled_by(self.proj_1x1.norm)),
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         maps = descend(self.proj_1x1(x), self.spp_dw)
@@ -198,6 +224,9 @@ class TDANet(nn.Module):
         )
         nn.init.xavier_uniform_(self.encoder.weight)
         nn.init.xavier_uniform_(self.decoder.weight)
+
+    def balances(self) -> list[Balance]:
+        return [Balance(self.bottleneck, scaled_by(self.ln))]
 
     def forward(self, mixture: Tensor) -> Tensor:
         samples = mixture.shape[-1]
@@ -290,6 +319,7 @@ def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int
         inputs=(TensorSpec("mixture", ("batch", "samples")),),
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         keep_float=("encoder", "decoder"),
+        blocks=("sm.unet",),
         # Basis x mask and heads x head size are fixed by a reshape each.
         keep_shape=("encoder", "mask_net.1", "decoder", *(f"{ATTN}{p}" for p in heads)),
     )

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from edgesep.separators.base import Checkpoint, Separator, Streaming, load_state, settle
 from edgesep.separators.segments import SEGMENT, Memory, SegmentLstm, State, overlap_add, segments_of
 from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm, Stft, windows
+from edgesep.separators.widths import Cut, Width, lstm_cuts
 from edgesep.spec import InputError, StreamSpec, TensorSpec
 
 NAMES = ("TFACMCausal",)
@@ -43,6 +44,7 @@ class PastConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__()
         self.past = kernel - 1
+        self.only_linear = not self.past  # nothing but the convolution, which lowering may merge with others
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=(0, kernel // 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +58,8 @@ def projection(inputs: int, outputs: int, bins: int, eps: float) -> nn.Sequentia
 
 class GatePath(nn.Module):
     """Depthwise and pointwise convolution, kernels of size 1."""
+
+    only_linear = True
 
     def __init__(self, channels: int):
         super().__init__()
@@ -291,11 +295,30 @@ def separator(module: TFACM, config: Mapping[str, Any], rate: int, parameters: i
         # The gate multiplies two branches: its product has tails that eight bits do not hold (0.35 instead of 0.08 dB).
         keep_float=("conv", "deconv", "stft", *(f"blocks.{i}.gcfn_final" for i in range(len(module.blocks)))),
         keep_shape=("deconv",),
+        widths=widths,
+        blocks=tuple(f"blocks.{i}" for i in range(len(module.blocks))),
         streaming=None if module.released or module.blocks[0].hs != 1 else Streaming(bound, stream),
         note="released arithmetic: not causal, cannot stream; variant: causal closes its leaks"
         if module.released
         else "",
     )
+
+
+def widths(module: TFACM) -> list[Width]:
+    """The hidden channels of the LSTMs. Those over frames hand their state on through the cache memory, so the hidden
+    channels of all blocks go together."""
+    found, over_frames = [], []
+    for i, block in enumerate(cast(Iterable[Block], module.blocks)):
+        own = f"blocks.{i}.intra_rnn"
+        found.append(Width(block.intra_rnn.hidden_size, (*lstm_cuts(own), Cut(f"blocks.{i}.intra_linear.weight"))))
+        own = f"blocks.{i}.inter_rnn"
+        over_frames += [*lstm_cuts(f"{own}.lstm"), Cut(f"{own}.proj.weight", 1)]
+    for kind in "hc":
+        net = f"mems.0.{kind}_net"
+        over_frames += [Cut(f"{net}.rnn.weight_ih_l0", 1), Cut(f"{net}.proj.weight"), Cut(f"{net}.proj.bias")]
+        over_frames += [Cut(f"mems.0.{kind}_norm.{part}", 1) for part in ("gamma", "beta")]
+    hidden = cast(Block, module.blocks[0]).inter_rnn.lstm.hidden_size
+    return [*found, Width(hidden, tuple(over_frames))]
 
 
 def bound(separator: Separator, context_s: float | None) -> Separator:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.separators.segments import SEGMENT, Memory, State, StreamingSegments
-from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm
+from edgesep.separators.spectral import CausalStft, ChannelBinNorm, ChannelNorm, backwards
 from edgesep.separators.streaming import Call, Carried, clock
 from edgesep.separators.tfacm import TFACM, Block, GatePath, PastConv
 
@@ -222,22 +222,4 @@ def by_taps(rnn: nn.LSTM, taps: int) -> nn.LSTM:
     state = rnn.state_dict()
     state["weight_ih_l0"] = state["weight_ih_l0"].unflatten(1, (-1, taps)).transpose(1, 2).flatten(1)
     made.load_state_dict(state)
-    return made
-
-
-def backwards(conv: nn.ConvTranspose1d | nn.ConvTranspose2d, padding: int | None = None) -> nn.Conv1d | nn.Conv2d:
-    """The convolution that sums what a transposed one of stride 1 spreads.
-
-    Along the bins it is padded; in time (first axis of two) it takes the past that it needs as part of its input.
-    """
-    weight = conv.weight.detach().transpose(0, 1)
-    if isinstance(conv, nn.ConvTranspose1d):
-        made: nn.Conv1d | nn.Conv2d = nn.Conv1d(
-            conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=padding or 0
-        )
-    else:
-        made = nn.Conv2d(conv.in_channels, conv.out_channels, cast(tuple[int, int], conv.kernel_size), padding=(0, 1))
-    with torch.no_grad():
-        made.weight.copy_(weight.flip(tuple(range(2, weight.ndim))))
-        cast(Tensor, made.bias).copy_(cast(Tensor, conv.bias))
     return made

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesep.ops import conv_norm_torch
+from edgesep.separators.widths import Balance, scaled_by
 
 EPS = 1e-8
 
@@ -170,6 +171,9 @@ class FeedForward(nn.Module):
         self.dwconv = conv(hidden, hidden, 5, groups=hidden)
         self.fc2 = ConvNorm(hidden, channels, 1, bias=False)
 
+    def balances(self) -> list[Balance]:
+        return [Balance(self.dwconv, scaled_by(self.fc1.norm)), Balance(self.fc2.conv, scaled_by(self.dwconv))]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.relu(self.dwconv(self.fc1(x))))
 
@@ -182,6 +186,10 @@ class Fusion(nn.Module):
         self.local_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
         self.global_embedding = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
         self.global_act = ConvNorm(channels, channels, kernel, groups=channels, bias=False)
+
+    def read_by(self, reader: nn.Module) -> Balance:
+        """Its output's channels, where one product reads them."""
+        return Balance(reader, scaled_by(self.local_embedding.norm, self.global_embedding.norm))
 
     def forward(self, local: Tensor, context: Tensor) -> Tensor:
         frames = local.shape[-1]

@@ -1,0 +1,276 @@
+"""Compression of the packaged separators: what INT8 and pruning cost in dB, and what they bring.
+
+    python calibration/synthesise.py train --mixtures 800 --out runs/train
+    python benchmarks/compression.py --train runs/train
+    python benchmarks/compression.py --part int8 --separator TDANet
+
+The parts, each a group of rows in ``results/compression.jsonl`` (a rerun replaces the rows of its part and separator):
+
+* int8: every layer that can be in INT8 within 0.1 dB mean and 0.3 dB in the worst 5 % of the calibration mixtures.
+* budget: the same for 0.05 dB.
+* pruned: 30 and 50 % of the multiply-accumulates pruned, recovered by fine-tuning, then INT8.
+* sensitivity: drop and output SNR of each part of the separator, in INT8 alone.
+* engines: TensorRT's builder on its own form of the Q/DQ graph.
+* peers: the same float model through NNCF and through ONNX Runtime's static quantizer, defaults, paired in one run.
+
+Figures are those of the test set, which no search looks at. Interrupted runs resume: finished steps are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgesep
+from edgesep import measure, verify
+from edgesep.calibration import MixtureSet
+from edgesep.line import Line, deploy
+from edgesep.recipe import CriteriaSection, DataSection, Recipe, SeparatorSection, StreamSection, TargetSection
+from edgesep.store import Store
+
+HERE = Path(__file__).parent
+SETS = HERE.parent / "calibration"
+DEMOS = {"TDANet": "tdanet", "IIANet": "iianet", "SPMamba": "spmamba", "TFACM": "tfacm", "HearingAid": "hearingaid"}
+RUNTIMES = ("onnxruntime", "openvino")
+SHOWN = ("drop_db", "drop_worst5_db", "si_snri_db", "size_mb", "p50_ms", "times_fp32_speed")
+
+
+def recipe(
+    name: str,
+    passes: list[dict[str, Any]],
+    limit_db: float,
+    worst5_db: float | None,
+    train: Path | None = None,
+    runtimes: tuple[str, ...] = RUNTIMES,
+    precisions: tuple[str, ...] = ("fp32", "int8"),
+) -> Recipe:
+    scan = "native" if name == "SPMamba" and "tensorrt" not in runtimes else "portable"
+    return Recipe(
+        separator=SeparatorSection(checkpoint=Path(edgesep.__file__).parent / "demo" / f"{DEMOS[name]}.pth"),
+        data=DataSection(calibration=SETS / "calibration", test=SETS / "test", train=train),
+        passes=tuple(passes),
+        targets=tuple(TargetSection(runtime=r, precision=p, scan=scan) for r in runtimes for p in precisions),
+        criteria=CriteriaSection(max_si_snr_drop_db=limit_db, worst5_drop_db=worst5_db),
+        stream=StreamSection(hops_per_call=1, context_s=0.5) if name == "HearingAid" else None,
+    )
+
+
+LOWER = [{"pass": "lower"}, {"pass": "equalize"}]
+FIT = {"pass": "quantize", "method": "onnxruntime", "fit": True}
+
+
+def deployed(made: Recipe, store: Store) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and pass reports of a recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = deploy(made, Path(folder) / "bundle", store=store, tick=said)
+        manifest = json.loads((done.path / "manifest.json").read_text())
+    return list(done.rows), manifest["passes"]
+
+
+_last = ""
+
+
+def said(done: int, total: int, text: str) -> None:
+    global _last
+    if text.split(":")[0].split(",")[0] != _last:
+        _last = text.split(":")[0].split(",")[0]
+        print(f"    {text}", flush=True)
+    del done, total
+
+
+def int8(name: str, store: Store, limit_db: float, worst5_db: float | None) -> Iterator[dict[str, Any]]:
+    rows, reports = deployed(recipe(name, [*LOWER, FIT], limit_db, worst5_db), store)
+    fitted = [r for r in reports if r["pass"] == "quantize"]
+    plain = {r["runtime"]: r for r in rows if r["precision"] == "fp32"}
+    for row in rows:
+        if row["precision"] != "int8":
+            continue
+        form = {"onnxruntime": True}.get(row["runtime"], False)
+        mine = [r for r in fitted if r["report"]["form"]["outputs"] == form]
+        yield {
+            "runtime": row["runtime"],
+            "limit_db": limit_db,
+            "met": not row["misses"] and all(r["report"]["fit"]["met"] for r in mine),
+            "misses": row["misses"],
+            "quantized_macs_share": {r["graph"]: round(r["report"]["quantized_macs_share"], 4) for r in mine},
+            "float_layers": {
+                r["graph"]: [x["layer"] for x in r["report"]["fit"]["layers"] if x["float"]] for r in mine
+            },
+            "times_smaller": round(plain[row["runtime"]]["size_mb"] / row["size_mb"], 3),
+            "time_share": row.get("audit", {}).get("time_share"),
+            "rejected": row.get("audit", {}).get("rejected"),
+            **{k: row.get(k) for k in SHOWN},
+        }
+
+
+def pruned(name: str, store: Store, train: Path, steps: int) -> Iterator[dict[str, Any]]:
+    for share in (0.3, 0.5):
+        passes = [
+            {"pass": "prune", "share": share},
+            {"pass": "finetune", "steps": steps, "lr": 1e-3, "seconds": 2.0},
+            *LOWER,
+            FIT,
+        ]
+        rows, reports = deployed(recipe(name, passes, 0.3, None, train), store)
+        found = {r["pass"]: r["report"] for r in reports}
+        for row in rows:
+            if row["runtime"] != "eager":
+                yield {
+                    "runtime": row["runtime"],
+                    "precision": row["precision"],
+                    "share": share,
+                    "steps": steps,
+                    **{k: found["prune"][k] for k in ("macs_removed_share", "parameters", "parameters_before")},
+                    "recovered_db": found["finetune"],
+                    **{k: row.get(k) for k in SHOWN},
+                }
+
+
+def sensitivity(name: str, store: Store) -> Iterator[dict[str, Any]]:
+    line = Line(recipe(name, [*LOWER, FIT], 0.1, 0.3, runtimes=("onnxruntime",), precisions=("int8",)), store, said)
+    for report in line._compressed()[-1]:
+        if report["pass"] == "quantize":
+            for layer in report["report"]["fit"]["layers"]:
+                yield {"graph": report["graph"], **layer}
+
+
+def engines(name: str, store: Store) -> Iterator[dict[str, Any]]:
+    made = recipe(name, [*LOWER, FIT], 0.1, 0.3, runtimes=("tensorrt",), precisions=("int8",))
+    rows, _ = deployed(made, store)
+    yield from (
+        {"runtime": r["runtime"], **{k: r.get(k) for k in ("status", "size_mb", "runtime_version")}} for r in rows[1:]
+    )
+
+
+def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
+    """Ours, NNCF's and ONNX Runtime's INT8 of the same export, each on the runtimes that take it."""
+    import nncf
+    import onnx
+    import openvino
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    from edgesep import graph, kernels
+    from edgesep.bundle import Artifact, Separating
+    from edgesep.ops import onnx_forms
+    from edgesep.runtimes import runtime
+
+    line = Line(recipe(name, [*LOWER, FIT], 0.1, 0.3), store, said)
+    separator, _, models, _, _ = line._compressed()
+    original = line.original
+    facts = separator.describe() | {"front_end": None}
+    feeds = [{s.name: original.tensors(m.inputs())[s.name] for s in original.inputs} for m in line.calibration]
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        plain = folder / "plain.onnx"
+        graph.export_onnx(original, original.module, plain)
+        native = onnx_forms.is_native(onnx.load(plain))
+        onnx_forms.write_form(plain, plain, native=False, chunked=False)
+        files: dict[tuple[str, str], tuple[Path, list[str]]] = {}
+        quantize_static(plain, folder / "static.onnx", Reader())
+        for kind in RUNTIMES:
+            files["onnxruntime static", kind] = (folder, ["static.onnx"])
+        model = openvino.Core().read_model(plain)
+        quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds))
+        openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
+        files["nncf", "openvino"] = (folder, ["nncf.xml", "nncf.bin"])
+        for kind in RUNTIMES:
+            for what, precision in (("float", "fp32"), ("edgesep", "int8")):
+                source = next(m for (p, form), (m, _) in models.items() if p == precision and fits(kind, form))
+                mine = folder / f"{what}-{kind}"
+                mine.mkdir()
+                onnx_forms.write_form(source, mine / "model.onnx", native=native, chunked=False)
+                made = runtime(kind).build(mine / "model.onnx", mine, precision, {})
+                if native:
+                    library = mine / kernels.file_name(kind)
+                    library.write_bytes(kernels.library(kind).read_bytes())
+                    made.append(library.name)
+                files[what, kind] = (mine, made)
+        test = [
+            (m, original(*m.inputs())[0].numpy())
+            for m in MixtureSet.open(SETS / "test", original.sample_rate_hz, original.sources, len(original.inputs) > 1)
+        ]
+        x = {
+            s.name: v.numpy()
+            for s, v in zip(original.inputs, original.example_inputs(original.sample_rate_hz), strict=True)
+        }
+        calls, found = {}, {}
+        for (what, kind), (where, names) in files.items():
+            artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names))
+            try:
+                run = Separating(artifact, facts, 1).__enter__()
+                items = (
+                    (tuple(original.tensors(m.inputs())[s.name] for s in original.inputs), m.sources, r)
+                    for m, r in test
+                )
+                quality = verify.quality(run, items)
+            except edgesep.VerificationError as e:
+                yield {"maker": what, "runtime": kind, "failed": str(e)[:200]}
+                continue
+            calls[what, kind] = lambda run=run: run(*x.values())
+            found[what, kind] = quality.to_json() | {"size_mb": round(artifact.size_mb(), 4)}
+        times = measure.paired_ms(calls, 20.0)
+        for (what, kind), quality in found.items():
+            base, mine_ms = np.median(times["float", kind]), np.median(times[what, kind])
+            yield {
+                "maker": what,
+                "runtime": kind,
+                **{k: quality[k] for k in ("drop_db", "drop_worst5_db", "output_snr_db", "size_mb")},
+                "p50_ms": round(float(mine_ms), 3),
+                "times_fp32_speed": round(float(base / mine_ms), 3),
+            }
+
+
+def fits(kind: str, form: Any) -> bool:
+    return form is None or form.outputs == (kind == "onnxruntime")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("int8", "budget", "sensitivity", "engines", "pruned", "peers")
+    parser.add_argument("--part", choices=names, action="append", help="may be repeated (default: all)")
+    parser.add_argument("--separator", choices=list(DEMOS), action="append", help="may be repeated (default: all)")
+    parser.add_argument("--train", type=Path, help="mixture set for recovery after pruning")
+    parser.add_argument("--steps", type=int, default=600, help="of recovery")
+    args = parser.parse_args()
+    store = Store()
+    parts = {
+        "int8": lambda n: int8(n, store, 0.1, 0.3),
+        "budget": lambda n: int8(n, store, 0.05, None),
+        "sensitivity": lambda n: sensitivity(n, store),
+        "engines": lambda n: engines(n, store),
+        "pruned": lambda n: pruned(n, store, args.train, args.steps),
+        "peers": lambda n: peers(n, store),
+    }
+    if args.train is None and "pruned" in (args.part or names):
+        parser.error("the part 'pruned' needs --train; make a set with: calibration/synthesise.py train")
+    file = HERE / "results" / "compression.jsonl"
+    for name in args.separator or DEMOS:
+        for part in args.part or names:
+            print(f"{name}: {part}", flush=True)
+            rows = []
+            for found in parts[part](name):
+                rows.append({"part": part, "separator": name, **found})
+                print(json.dumps(rows[-1]), flush=True)
+                rows[-1] |= {"environment": measure.environment(), "day": time.strftime("%Y-%m-%d")}
+            kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
+            kept = [r for r in kept if (r["part"], r["separator"]) != (part, name)]
+            file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Which layers stay in float for a budget in dB: the sensitivity of each, then the worst back to float, one by one.
+
+Trials run on calibration mixtures, never on the test set, in ONNX Runtime, whose arithmetic of a Q/DQ graph is the
+others' too. Each trial is written down as it ends, so an interrupted search goes on where it was and ends with the same
+result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgesep import kernels, verify
+from edgesep.bundle import Artifact, Separating
+from edgesep.ops import onnx_forms
+from edgesep.passes.base import Context, Tick
+from edgesep.runtimes import runtime
+from edgesep.separators.base import Separator
+from edgesep.spec import BuildError, Criteria, UnsupportedError
+
+SUBSET = 8  # mixtures on which single layers are tried
+Make = Callable[[Iterable[str]], Path]  # layers to quantize → the Q/DQ file
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What quantizing some layers did to the calibration mixtures.
+
+    Attributes:
+        drops_db: SI-SNR lost against the float original, a mixture each.
+        noise: power of the difference to the original's output in relation to that output, mean over mixtures.
+    """
+
+    drops_db: tuple[float, ...]
+    noise: float
+
+    @property
+    def drop_db(self) -> float:
+        return float(np.mean(self.drops_db))
+
+    @property
+    def worst5_db(self) -> float:
+        return verify.worst_share(self.drops_db, 0.05)
+
+    def fits(self, criteria: Criteria) -> bool:
+        limits = (self.drop_db, criteria.max_si_snr_drop_db), (self.worst5_db, criteria.worst5_drop_db)
+        return all(limit is None or found <= limit for found, limit in limits)
+
+
+class Trials:
+    """Runs trials of one graph and remembers them in a file.
+
+    Args:
+        make: writes the Q/DQ file in which some layers are quantized.
+        folder: where the trials' file lies; one that exists is continued.
+    """
+
+    def __init__(self, separator: Separator, context: Context, make: Make, folder: Path):
+        self.separator, self.original, self.make = separator, context.original, make
+        self.items = list(context.calibration)
+        self.file = folder / "trials.json"
+        self.known: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.references: list[np.ndarray] = []
+        front = context.original.front_end
+        self.front = front is not None and separator.name == front.name
+
+    def __call__(self, layers: Iterable[str], mixtures: int) -> Trial:
+        name = json.dumps([mixtures, *sorted(layers)])
+        if name not in self.known:
+            found = self._run(self.make(layers), min(mixtures, len(self.items)))
+            self.known[name] = [list(found.drops_db), found.noise]
+            beside = self.file.with_suffix(".tmp")
+            beside.write_text(json.dumps(self.known))
+            beside.replace(self.file)
+        drops, noise = self.known[name]
+        return Trial(tuple(drops), noise)
+
+    def _run(self, model: Path, mixtures: int) -> Trial:
+        while len(self.references) < mixtures:
+            self.references.append(self.original(*self.items[len(self.references)].inputs())[0].numpy())
+        drops, noises = [], []
+        facts = self.separator.describe() | {"front_end": None}
+        with Separating(_artifact(model), facts) as run:
+            for item, reference in zip(self.items[:mixtures], self.references, strict=False):
+                given = self.original.tensors(item.inputs())
+                made = run(*(given[s.name] for s in (self.separator.inputs[:1] if run.hops else self.separator.inputs)))
+                estimates = self.original(given["mixture"], made)[0].numpy() if self.front else made[0]
+                if not np.isfinite(estimates).all():
+                    raise BuildError(f"quantized {self.separator.name} returned NaN for {item.name}; report this graph")
+                lost = verify.pit_si_snr_db(reference, item.sources) - verify.pit_si_snr_db(estimates, item.sources)
+                drops.append(lost)
+                noises.append(float(np.square(estimates - reference).sum() / (np.square(reference).sum() + 1e-20)))
+        return Trial(tuple(drops), float(np.mean(noises)))
+
+
+def _artifact(model: Path) -> Artifact:
+    """A Q/DQ file as an artifact of ONNX Runtime, with native kernels where it needs some and they can be had."""
+    folder, files = model.parent, [model.name]
+    if onnx_forms.is_native(onnx.load(model)):
+        try:
+            library = kernels.library("onnxruntime")
+            (folder / library.name).write_bytes(library.read_bytes())
+            library = (folder / library.name).rename(folder / kernels.file_name("onnxruntime"))
+            files.append(library.name)
+        except (UnsupportedError, BuildError):
+            onnx_forms.write_form(model, model, native=False, chunked=False)
+    module = runtime("onnxruntime")
+    built = folder / "built"
+    built.mkdir(exist_ok=True)
+    for name in files[1:]:
+        (folder / name).replace(built / name)
+    files[0] = module.build(model, built, "int8", {})[0]
+    return Artifact("onnxruntime", "int8", None, built, tuple(files))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome of a search.
+
+    Attributes:
+        kept: layers that stay in float.
+        report: sensitivities, trials and whether the budget was met, for the manifest.
+    """
+
+    kept: tuple[str, ...]
+    report: dict[str, Any]
+
+
+def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteria, tick: Tick) -> Fitted:
+    """Return the layers with most noise for their size to float until the mean and the worst 5 % are within budget.
+
+    Args:
+        macs: layers that may be quantized, with their multiply-accumulates.
+        spare: so many multiply-accumulates may go back to float even where the budget holds without: a small layer that
+            makes much of the noise is not worth it, and calibration mixtures are few.
+
+    Noise of independent roundings adds up, so what a layer adds alone tells its part of the whole; a drop in dB of one
+    layer alone is too small to rank by.
+    """
+    layers = sorted(macs)
+    found = {}
+    for i, layer in enumerate(layers):
+        tick(i, len(layers), f"sensitivity of {layer}")
+        found[layer] = trials([layer], SUBSET)
+    total = sum(macs.values()) or 1
+    ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n] / total, 1e-6) ** 0.5, n))
+    everything = len(trials.items)
+    kept: list[str] = []
+    steps = [_step(kept, trials(layers, everything))]
+    most = max(t.noise for t in found.values())
+    for layer in sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n)):
+        if macs[layer] <= spare and found[layer].noise > most / 30 and len(kept) + 1 < len(layers):
+            spare -= macs[layer]
+            kept.append(layer)
+    trial = trials([n for n in layers if n not in kept], everything)
+    steps.append(_step(kept, trial))
+    for layer in (n for n in ranked if n not in tuple(kept)):
+        if trial.fits(criteria):
+            break
+        tick(len(kept), len(layers), f"drop {trial.drop_db:.3f} dB, worst 5 % {trial.worst5_db:.3f} dB")
+        kept.append(layer)
+        if len(kept) == len(layers):
+            break  # all of it in float: nothing left to try
+        trial = trials([n for n in layers if n not in kept], everything)
+        steps.append(_step(kept, trial))
+    report = {
+        "met": trial.fits(criteria) and len(kept) < len(layers),
+        "mixtures": everything,
+        "layers": [
+            {
+                "layer": name,
+                "macs_share": round(macs[name] / total, 5),
+                "drop_db": round(found[name].drop_db, 4),
+                "output_snr_db": round(float(-10 * np.log10(max(found[name].noise, 1e-20))), 2),
+                "float": name in kept,
+            }
+            for name in ranked
+        ],
+        "steps": steps,
+    }
+    return Fitted(tuple(kept), report)
+
+
+def _step(kept: Sequence[str], trial: Trial) -> dict[str, Any]:
+    return {
+        "float_layers": len(kept),
+        "last": kept[-1] if kept else None,
+        "drop_db": round(trial.drop_db, 4),
+        "worst5_drop_db": round(trial.worst5_db, 4),
+    }
