@@ -118,7 +118,7 @@ def pruned(name: str, store: Store, train: Path, steps: int) -> Iterator[dict[st
             *LOWER,
             FIT,
         ]
-        rows, reports = deployed(recipe(name, passes, 0.3, None, train), store)
+        rows, reports = deployed(recipe(name, passes, 0.3, None, train, ("openvino",)), store)
         found = {r["pass"]: r["report"] for r in reports}
         for row in rows:
             if row["runtime"] != "eager":
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--part", choices=names, action="append", help="may be repeated (default: all)")
     parser.add_argument("--separator", choices=list(DEMOS), action="append", help="may be repeated (default: all)")
     parser.add_argument("--train", type=Path, help="mixture set for recovery after pruning")
-    parser.add_argument("--steps", type=int, default=600, help="of recovery")
+    parser.add_argument("--steps", type=int, default=400, help="of recovery")
     args = parser.parse_args()
     store = Store()
     parts = {

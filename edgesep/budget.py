@@ -24,7 +24,7 @@ from edgesep.runtimes import runtime
 from edgesep.separators.base import Separator
 from edgesep.spec import BuildError, Criteria, UnsupportedError
 
-SUBSET = 8  # mixtures on which single layers are tried
+SUBSET = 4  # mixtures on which single layers are tried
 Make = Callable[[Iterable[str]], Path]  # layers to quantize → the Q/DQ file
 
 
@@ -66,6 +66,7 @@ class Trials:
         self.items = list(context.calibration)
         self.file = folder / "trials.json"
         self.known: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.given: list[dict[str, np.ndarray]] = []  # every named input, that of a front-end in float
         self.references: list[np.ndarray] = []
         front = context.original.front_end
         self.front = front is not None and separator.name == front.name
@@ -83,12 +84,13 @@ class Trials:
 
     def _run(self, model: Path, mixtures: int) -> Trial:
         while len(self.references) < mixtures:
-            self.references.append(self.original(*self.items[len(self.references)].inputs())[0].numpy())
+            self.given.append(self.original.tensors(self.items[len(self.references)].inputs()))
+            inputs = (self.given[-1][s.name] for s in self.original.inputs)
+            self.references.append(self.original(*inputs)[0].numpy())
         drops, noises = [], []
         facts = self.separator.describe() | {"front_end": None}
         with Separating(_artifact(model), facts) as run:
-            for item, reference in zip(self.items[:mixtures], self.references, strict=False):
-                given = self.original.tensors(item.inputs())
+            for item, given, reference in zip(self.items[:mixtures], self.given, self.references, strict=False):
                 made = run(*(given[s.name] for s in (self.separator.inputs[:1] if run.hops else self.separator.inputs)))
                 estimates = self.original(given["mixture"], made)[0].numpy() if self.front else made[0]
                 if not np.isfinite(estimates).all():
@@ -149,17 +151,18 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
         tick(i, len(layers), f"sensitivity of {layer}")
         found[layer] = trials([layer], SUBSET)
     total = sum(macs.values()) or 1
-    ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n] / total, 1e-6) ** 0.5, n))
+    ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n))
     everything = len(trials.items)
     kept: list[str] = []
     steps = [_step(kept, trials(layers, everything))]
     most = max(t.noise for t in found.values())
-    for layer in sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n)):
+    for layer in ranked:
         if macs[layer] <= spare and found[layer].noise > most / 30 and len(kept) + 1 < len(layers):
             spare -= macs[layer]
             kept.append(layer)
     trial = trials([n for n in layers if n not in kept], everything)
-    steps.append(_step(kept, trial))
+    if kept:
+        steps.append(_step(kept, trial))
     for layer in (n for n in ranked if n not in tuple(kept)):
         if trial.fits(criteria):
             break

@@ -279,11 +279,13 @@ class Line:
             if p.stage != "onnx" or p.precision != precision or form is None:
                 continue
             step = {"of": key, "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
-            step |= {"form": asdict(form), "criteria": asdict(self.recipe.limits()) if p.fit else None}
+            step |= {"form": asdict(form)}
+            tried = self.store.lasting("trials", step)  # what was tried for one budget serves another
+            step |= {"criteria": asdict(self.recipe.limits()) if p.fit else None}
 
-            def make(folder: Path, p: Any = p, form: Any = form) -> None:
+            def make(folder: Path, p: Any = p, form: Any = form, tried: Path = tried) -> None:
                 self.tick(0, 0, f"{_name(p)} ({p.method})")
-                result = p(separator, source, folder / "model.onnx", self._context(folder), form)
+                result = p(separator, source, folder / "model.onnx", self._context(tried), form)
                 (folder / "report.json").write_text(json.dumps(result.report))
 
             folder = self.store.step(_name(p), step, make)

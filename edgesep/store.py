@@ -53,6 +53,12 @@ class Store:
         text = json.dumps({"code": code_digest(), "key": key}, sort_keys=True, default=str)
         return self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
+    def lasting(self, name: str, key: dict[str, Any]) -> Path:
+        """A folder for what is worth keeping of unfinished or varied work; not a finished step."""
+        folder = self.folder(name, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def step(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """The finished step's folder; ``make`` fills it if it is not there yet."""
         folder = self.folder(name, key)

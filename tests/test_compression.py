@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from edgesep import BuildError, InputError, graph, load_separator, passes
+from edgesep import InputError, graph, passes
 from edgesep.calibration import MixtureSet
 from edgesep.passes.base import Context
 from edgesep.passes.finetune import Finetune
@@ -15,7 +15,6 @@ from edgesep.passes.prune import Prune
 from edgesep.passes.quantize import Quantize, quantized_share
 from edgesep.runtimes import runtime
 from edgesep.separators import tdanet
-from edgesep.separators.base import resize
 from edgesep.verify import output_snr_db
 
 
@@ -91,40 +90,6 @@ def test_macs_of_the_graph_are_those_of_the_module(separator, exported):
 def test_unknown_submodule_is_refused(separator, exported, context, tmp_path):
     with pytest.raises(InputError, match="which TDANet does not have"):
         Quantize(keep_float=("nowhere",))(separator, exported, tmp_path / "x.onnx", context)
-
-
-def test_pruning_removes_the_share_and_keeps_the_rest(separator, context):
-    result = Prune(0.3)(separator, context)
-    pruned = result.separator
-    assert 0.3 <= result.report["macs_removed_share"] < 0.5
-    assert pruned.parameters < separator.parameters
-    assert pruned.module.encoder.weight.shape == separator.module.encoder.weight.shape
-    assert pruned.module.decoder.weight.shape[1:] == separator.module.decoder.weight.shape[1:]
-    assert pruned(torch.randn(3001)).shape == (2, 3001)
-    again = copy.deepcopy(separator.module)
-    resize(again, pruned.module.state_dict())
-    x = torch.randn(1, 3001)
-    torch.testing.assert_close(again(x), pruned.module(x))
-
-
-def test_pruned_separator_exports(separator, context, tmp_path):
-    pruned = Prune(0.3)(separator, context).separator
-    graph.export_onnx(pruned, pruned.module, tmp_path / "pruned.onnx")
-    x = context.calibration[0].mixture[None]
-    with runtime("onnxruntime").Runner(tmp_path, ["pruned.onnx"], "fp32") as runner:
-        assert output_snr_db(runner.run({"mixture": x})["estimates"], pruned(x).numpy()) >= 80
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.2])
-def test_impossible_shares_are_refused(share):
-    with pytest.raises(InputError, match="between 0 and 1"):
-        Prune(share)
-
-
-def test_a_share_out_of_reach_is_said(golden, context):
-    released = load_separator(golden("tdanetbest_small").checkpoint)
-    with pytest.raises(BuildError, match="out of reach"):
-        Prune(0.9)(released, context)
 
 
 def test_finetuning_improves_a_damaged_separator(separator, context):

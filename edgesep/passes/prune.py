@@ -28,8 +28,8 @@ from edgesep.runtimes import runtime
 from edgesep.separators.base import Separator, resize
 from edgesep.spec import BuildError, InputError
 
-MOST = 0.95  # of the channels of a width
-HALVINGS = 8  # of the interval in which the share of channels is sought
+MOST = 0.75  # of the channels of a width
+HALVINGS = 6  # of the interval in which the share of channels is sought
 
 
 @dataclass(frozen=True)

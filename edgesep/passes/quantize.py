@@ -89,7 +89,7 @@ class Quantize:
         if self.fit:
 
             def make(layers: Iterable[str]) -> Path:
-                trial = context.folder / "trial" / "model.onnx"
+                trial = context.folder / f"trial-{os.getpid()}" / "model.onnx"
                 trial.parent.mkdir(exist_ok=True)
                 engine.write(trial, set(layers), chosen)
                 return trial
@@ -98,7 +98,7 @@ class Quantize:
             total = sum(count for _, count, _ in counted_macs(exported, separator))
             spare = sum(open_layers.values()) - self.least_macs_share * total
             fitted = budget.fit(open_layers, spare, trials, context.criteria, context.tick)
-            shutil.rmtree(context.folder / "trial", ignore_errors=True)
+            shutil.rmtree(context.folder / f"trial-{os.getpid()}", ignore_errors=True)
             open_layers = {name: count for name, count in open_layers.items() if name not in fitted.kept}
             report["fit"] = fitted.report
         if not open_layers:
@@ -203,7 +203,7 @@ class OnnxRuntimeQuantizer:
                     extra_options=options,
                     calibration_cache_path=self.ranges,
                 )
-            except ValueError as e:
+            except (ValueError, AssertionError) as e:  # it asserts that scales are finite
                 raise BuildError(f"calibration of {self.separator.name} failed: {str(e).splitlines()[0]}") from e
         quantized = onnx.load(out)
         onnx_forms.original_names(quantized, self.exported)
