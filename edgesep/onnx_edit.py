@@ -85,7 +85,9 @@ def fold_rearranged(model: onnx.ModelProto) -> None:
     constants: dict[str, onnx.TensorProto] = {c.name: c for c in graph.initializer}
     folded = []
     for node in graph.node:
-        rearranges = node.op_type in ("Gather", "Unsqueeze") and all(name in constants for name in node.input)
+        rearranges = node.op_type in ("Gather", "Unsqueeze", "Slice", "Concat") and all(
+            name in constants for name in node.input
+        )
         if rearranges or node.op_type == "Constant":
             given = [constants[name] for name in node.input]
             alone = helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name=node.output[0])], given)

@@ -15,11 +15,12 @@ from torch import nn
 from edgesep import BuildError, InputError, audit, budget, compress, graph, load_separator, open_bundle
 from edgesep.calibration import MixtureSet
 from edgesep.compress import compress as compressed
+from edgesep.int8 import layer_macs
 from edgesep.line import Line, deploy
 from edgesep.passes.base import Context
 from edgesep.passes.equalize import Equalize
 from edgesep.passes.lower import Lower
-from edgesep.passes.quantize import Quantize, layer_macs
+from edgesep.passes.quantize import Quantize
 from edgesep.ranges import ranges
 from edgesep.recipe import DataSection, SeparatorSection, read_recipe
 from edgesep.runtimes import runtime
@@ -241,6 +242,24 @@ def test_every_runtime_takes_its_own_form_of_one_separator(golden, mixtures, tmp
             separator, tmp_path / "fp32.onnx", folder / "model.onnx", context, form
         )
         assert module.build(folder / "model.onnx", folder, "int8", separator.profile((0.25, 1.0, 10.0)))
+
+
+def test_lstms_multiply_in_int8_where_the_runtime_can(golden, mixtures, tmp_path):
+    separator = load_separator(golden("tfacm_released_small").checkpoint)
+    mixture_set = MixtureSet.open(mixtures, separator.sample_rate_hz)
+    context = Context(separator, mixture_set, mixture_set, tmp_path)
+    graph.export_onnx(separator, separator.module, tmp_path / "fp32.onnx")
+    shares = {}
+    for recurrent in (False, True):
+        form = Int8Form(recurrent=recurrent)
+        made = Quantize(method="onnxruntime", mixtures=2)(
+            separator, tmp_path / "fp32.onnx", tmp_path / "int8.onnx", context, form
+        )
+        shares[recurrent] = made.report["quantized_macs_share"]
+    assert shares[True] > shares[False] + 0.2
+    x = mixture_set[0].mixture[None]
+    with runtime("onnxruntime").Runner(tmp_path, ["int8.onnx"], "int8") as runner:
+        assert output_snr_db(runner.run({"mixture": x})["estimates"], separator(x).numpy()) > 12
 
 
 def test_layers_are_counted_with_all_iterations(separator, exported):

@@ -9,10 +9,11 @@ import torch
 
 from edgesep import InputError, graph, passes
 from edgesep.calibration import MixtureSet
+from edgesep.int8 import quantized_share
 from edgesep.passes.base import Context
 from edgesep.passes.finetune import Finetune
 from edgesep.passes.prune import Prune
-from edgesep.passes.quantize import Quantize, quantized_share
+from edgesep.passes.quantize import Quantize
 from edgesep.runtimes import runtime
 from edgesep.separators import tdanet
 from edgesep.verify import output_snr_db
@@ -139,3 +140,23 @@ def test_equal_constants_are_stored_once():
     graph.clean(model)
     assert [c.name for c in model.graph.initializer] == ["w1"]
     onnx.checker.check_model(model)
+
+
+def test_training_with_the_rounding_of_int8_leaves_float_weights_that_survive_it(separator, context):
+    from edgesep.fake_quant import RoundedProducts
+
+    x = torch.from_numpy(context.calibration[0].mixture[None])
+    module = copy.deepcopy(separator.module)
+    rounded = RoundedProducts(module, separator.keep_float)
+    rounded.calibrate([(x,)])
+    with torch.no_grad():
+        snr_db = output_snr_db(module(x).numpy(), separator.module(x).numpy())
+    assert 10 < snr_db < 60, "rounded, and not beyond recognition"
+    rounded.close()
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), separator.module(x))
+    assert module.state_dict().keys() == separator.module.state_dict().keys()
+    result = Finetune(steps=60, seconds=0.4, batch=2, quantized=True, lr=2e-3)(separator, context)
+    assert result.modified
+    assert result.report["valid_si_snr_db"] > result.report["valid_si_snr_db_before"]
+    assert result.separator.module.state_dict().keys() == separator.module.state_dict().keys()

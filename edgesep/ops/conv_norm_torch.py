@@ -64,6 +64,7 @@ def wanted(module: nn.Module, x: Tensor) -> bool:
     """Whether this call is a training step that the kernels can take."""
     return (
         module.training
+        and not hasattr(module, "rounded")
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32

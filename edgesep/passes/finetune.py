@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgesep import training
 from edgesep.calibration import Mixture, MixtureSet
+from edgesep.fake_quant import RoundedProducts
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator
 from edgesep.spec import InputError
@@ -33,6 +34,7 @@ class Finetune:
         seconds: length of a training mixture.
         distill: weight of the original's estimates beside the references, 0 to 1.
         blocks: weight of what the original's blocks return beside that; 0 leaves it out.
+        quantized: train with the rounding of INT8 (quantization-aware), for a quantize pass that follows.
         patience: stop after this many validations (every 50 steps) without gain.
         seed: of the remixing.
     """
@@ -43,6 +45,7 @@ class Finetune:
     seconds: float = 2.0
     distill: float = 0.5
     blocks: float = 0.1
+    quantized: bool = False
     patience: int = 6
     seed: int = 0
 
@@ -95,6 +98,10 @@ class Finetune:
             mine.seen.clear()
             return float(torch.cat(scores).mean())
 
+        rounded = RoundedProducts(module, separator.keep_float) if self.quantized else None
+        if rounded:
+            given = (context.original.tensors(item.inputs()) for item in context.calibration)
+            rounded.calibrate(tuple(torch.from_numpy(g[s.name]) for s in separator.inputs) for g in given)
         with torch.no_grad():
             before = validate(module.eval())
         progress = training.fit(
@@ -111,6 +118,8 @@ class Finetune:
             on_step=lambda step, _: context.tick(step, self.steps, "fine-tuning"),
         )
         mine.close()
+        if rounded:
+            rounded.close()
         if progress.best_db < before:  # training made it worse: keep what there was
             return PassResult(separator, False, {"valid_si_snr_db_before": before, "valid_si_snr_db": before})
         report = {"valid_si_snr_db_before": before, "valid_si_snr_db": progress.best_db, "steps": progress.step}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,8 +20,7 @@ import onnx
 import torch
 
 from edgesep import budget, graph, onnx_edit
-from edgesep.graph import layer_of
-from edgesep.ops import onnx_forms
+from edgesep.int8 import QUANTIZED, OnnxRuntimeQuantizer, counted_macs, layer_macs, quantized_share
 from edgesep.passes.base import Context, PassResult
 from edgesep.runtimes.base import Int8Form
 from edgesep.separators.base import Separator
@@ -76,9 +75,12 @@ class Quantize:
         chosen = Int8Form(
             form.symmetric if self.symmetric is None else self.symmetric,
             form.outputs if self.outputs is None else self.outputs,
+            form.recurrent and self.method == "onnxruntime",
         )
         exported = onnx.load(model)
-        macs = {name: count for name, (_, count) in layer_macs(exported, separator).items()}
+        onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
+        able = (*QUANTIZED, "LSTM") if chosen.recurrent else QUANTIZED
+        macs = {name: count for name, (op, count) in layer_macs(exported, separator).items() if op in able}
         modules = {name for name, _ in separator.module.named_modules()}
         if unknown := [name for name in self.keep_float if name not in modules | set(macs)]:
             raise InputError(f"quantize.keep_float names {unknown[0]!r}, which {separator.name} does not have")
@@ -149,69 +151,6 @@ class Quantize:
         graph.export_onnx(separator, converted, out)
 
 
-class OnnxRuntimeQuantizer:
-    """ONNX Runtime's quantizer on one exported graph: calibrated once, written as often as wanted.
-
-    Args:
-        folder: where the ranges are kept.
-    """
-
-    def __init__(
-        self,
-        separator: Separator,
-        exported: onnx.ModelProto,
-        feeds: Callable[[], Iterator[dict[str, np.ndarray]]],
-        folder: Path,
-    ):
-        self.separator, self.exported, self.feeds = separator, exported, feeds
-        self.ranges = folder / "ranges.json"
-        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
-        self.callable = onnx_forms.callable_anywhere(exported)
-
-    def write(self, out: Path, layers: Container[str], form: Int8Form) -> None:
-        """The graph with these layers quantized.
-
-        Raises:
-            BuildError: an activation was NaN or infinite on a calibration mixture.
-        """
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-        feeds = self.feeds()
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def get_next(self) -> dict[str, np.ndarray] | None:
-                return next(feeds, None)
-
-        options: dict[str, Any] = {"QuantizeBias": False, "ActivationSymmetric": form.symmetric}
-        if not form.outputs:
-            options["OpTypesToExcludeOutputQuantization"] = list(QUANTIZED)
-        chosen = [n.name for n in self.callable.graph.node if n.op_type in QUANTIZED and layer_of(n) in layers]
-        given = onnx.ModelProto()
-        given.CopyFrom(self.callable)  # the quantizer moves its constants to a file of its own
-        with graph.quiet():
-            try:
-                quantize_static(
-                    given,
-                    out,
-                    Reader(),
-                    quant_format=QuantFormat.QDQ,
-                    op_types_to_quantize=list(QUANTIZED),
-                    nodes_to_quantize=chosen,
-                    per_channel=True,
-                    activation_type=QuantType.QInt8 if form.symmetric else QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    extra_options=options,
-                    calibration_cache_path=self.ranges,
-                )
-            except (ValueError, AssertionError) as e:  # it asserts that scales are finite
-                raise BuildError(f"calibration of {self.separator.name} failed: {str(e).splitlines()[0]}") from e
-        quantized = onnx.load(out)
-        onnx_forms.original_names(quantized, self.exported)
-        onnx_edit.clean(quantized)
-        graph.describe(quantized, self.separator)
-        onnx.save(quantized, out)
-
-
 def _calls(separator: Separator, spec: StreamSpec, mixture: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """What a streaming graph is fed for ``(samples,)``, call after call."""
 
@@ -230,65 +169,3 @@ def _calls(separator: Separator, spec: StreamSpec, mixture: np.ndarray) -> Itera
 def _within(layer: str, modules: Iterable[str]) -> bool:
     """Whether a layer is one of these submodules or lies in one."""
     return any(layer == m or layer.startswith(f"{m}.") for m in modules)
-
-
-QUANTIZED = ("Conv", "MatMul", "Gemm")
-MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "SelectiveScan", "CausalConv1dSilu"}
-
-
-def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
-    """Which share of the multiply-accumulates of one second stands between DequantizeLinear nodes."""
-    counted = counted_macs(onnx.load(path), separator)
-    total = sum(macs for _, macs, _ in counted)
-    quantized = sum(macs for _, macs, dequantized in counted if dequantized)
-    seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
-    return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
-
-
-def layer_macs(exported: onnx.ModelProto, separator: Separator) -> dict[str, tuple[str, int]]:
-    """Layers that can be quantized: their operator and multiply-accumulates, all iterations together."""
-    found: dict[str, tuple[str, int]] = {}
-    for node, macs, _ in counted_macs(exported, separator):
-        if node.op_type in QUANTIZED:
-            found[layer_of(node)] = node.op_type, found.get(layer_of(node), ("", 0))[1] + macs
-    return found
-
-
-def counted_macs(exported: onnx.ModelProto, separator: Separator) -> list[tuple[onnx.NodeProto, int, bool]]:
-    """Every product of the graph, its multiply-accumulates in one second and whether both factors are dequantized.
-
-    The sizes come from running the graph with the shape of every product as a further output.
-    """
-    import onnxruntime
-
-    nodes = [n for n in exported.graph.node if n.op_type in MULTIPLIERS]
-    model = onnx_forms.callable_anywhere(exported)
-    dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    wanted = {name for n in nodes for name in (*n.input[:3], *n.output[:1]) if name}
-    for name in wanted:
-        model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape:{name}"]))
-        model.graph.output.append(onnx.helper.make_tensor_value_info(f"shape:{name}", onnx.TensorProto.INT64, [None]))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    examples = separator.example_inputs(separator.sample_rate_hz)
-    feed = {s.name: x.numpy() for s, x in zip(separator.inputs, examples, strict=True)}
-    shape_names = [f"shape:{name}" for name in wanted]
-    shapes = dict(zip(wanted, session.run(shape_names, feed), strict=True))
-    return [(node, _macs(node, shapes), all(i in dequantized for i in node.input[:2])) for node in nodes]
-
-
-def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
-    first, second = (shapes[name] for name in node.input[:2])
-    if node.op_type == "LSTM":  # every row of every step: both weight matrices
-        return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
-    if node.op_type == "SelectiveScan":  # two for each element of the state and step
-        return int(2 * np.prod(first) * shapes[node.input[2]][1])
-    if node.op_type == "CausalConv1dSilu":
-        return int(np.prod(first) * second[1])
-    if node.op_type == "Conv":  # every output sample: input channels per group x kernel
-        return int(np.prod(shapes[node.output[0]]) * np.prod(second[1:]))
-    if node.op_type == "ConvTranspose":  # every input sample: output channels per group x kernel
-        return int(np.prod(first) * np.prod(second[1:]))
-    return int(np.prod(shapes[node.output[0]]) * first[-1])

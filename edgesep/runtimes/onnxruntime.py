@@ -19,7 +19,8 @@ from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
 PRECISIONS = ("fp32", "int8")
-INT8 = Int8Form(outputs=True)  # a convolution between DequantizeLinear and anything else is computed in float
+# A convolution between DequantizeLinear and anything else would be computed in float.
+INT8 = Int8Form(outputs=True, recurrent=True)
 PROFILED = 5  # queries
 
 

@@ -1,0 +1,170 @@
+"""Q/DQ graphs: ONNX Runtime's quantizer on chosen layers of an export, and what share of the work is in INT8.
+
+A layer is the submodule that a node computes (``graph.name_nodes``), all its iterations together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgesep import graph, onnx_edit
+from edgesep.graph import layer_of
+from edgesep.ops import onnx_forms
+from edgesep.runtimes.base import Int8Form
+from edgesep.separators.base import Separator
+from edgesep.spec import BuildError
+
+QUANTIZED = ("Conv", "MatMul", "Gemm")
+LSTMS = ("LSTM", "DynamicQuantizeLSTM")
+MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", *LSTMS, "SelectiveScan", "CausalConv1dSilu"}
+
+
+class OnnxRuntimeQuantizer:
+    """ONNX Runtime's quantizer on one exported graph: calibrated once, written as often as wanted.
+
+    Args:
+        folder: where the ranges are kept.
+    """
+
+    def __init__(
+        self,
+        separator: Separator,
+        exported: onnx.ModelProto,
+        feeds: Callable[[], Iterator[dict[str, np.ndarray]]],
+        folder: Path,
+    ):
+        self.separator, self.exported, self.feeds = separator, exported, feeds
+        self.ranges = folder / "ranges.json"
+        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
+        self.callable = onnx_forms.callable_anywhere(exported)
+
+    def write(self, out: Path, layers: Container[str], form: Int8Form) -> None:
+        """The graph with these layers quantized.
+
+        Raises:
+            BuildError: an activation was NaN or infinite on a calibration mixture.
+        """
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        recurrent = [n.name for n in self.callable.graph.node if n.op_type == "LSTM" and layer_of(n) in layers]
+        chosen = [n.name for n in self.callable.graph.node if n.op_type in QUANTIZED and layer_of(n) in layers]
+        given = onnx.ModelProto()
+        given.CopyFrom(self.callable)  # the quantizer moves its constants to a file of its own
+        with graph.quiet():
+            try:
+                if chosen:  # an empty list would mean all
+                    self._static(given, out, chosen, form)
+                else:
+                    onnx.save(given, out)
+                if recurrent:
+                    quantize_dynamic(
+                        out,
+                        out,
+                        op_types_to_quantize=["LSTM"],
+                        nodes_to_quantize=recurrent,
+                        per_channel=True,
+                        weight_type=QuantType.QInt8,
+                    )
+            except (ValueError, AssertionError) as e:  # it asserts that scales are finite
+                raise BuildError(f"calibration of {self.separator.name} failed: {str(e).splitlines()[0]}") from e
+        quantized = onnx.load(out)
+        onnx_forms.original_names(quantized, self.exported)
+        onnx_edit.clean(quantized)
+        graph.describe(quantized, self.separator)
+        onnx.save(quantized, out)
+
+    def _static(self, given: onnx.ModelProto, out: Path, nodes: list[str], form: Int8Form) -> None:
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        feeds = self.feeds()
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return next(feeds, None)
+
+        options: dict[str, Any] = {"QuantizeBias": False, "ActivationSymmetric": form.symmetric}
+        if not form.outputs:
+            options["OpTypesToExcludeOutputQuantization"] = list(QUANTIZED)
+        quantize_static(
+            given,
+            out,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTIZED),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if form.symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options=options,
+            calibration_cache_path=self.ranges,
+        )
+
+
+def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
+    """Which share of the multiply-accumulates of one second is between DequantizeLinear nodes or in INT8 LSTMs."""
+    counted = counted_macs(onnx.load(path), separator)
+    total = sum(macs for _, macs, _ in counted)
+    quantized = sum(macs for _, macs, dequantized in counted if dequantized)
+    seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
+    return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
+
+
+def layer_macs(exported: onnx.ModelProto, separator: Separator) -> dict[str, tuple[str, int]]:
+    """Layers that can be quantized: their operator and multiply-accumulates, all iterations together."""
+    found: dict[str, tuple[str, int]] = {}
+    for node, macs, _ in counted_macs(exported, separator):
+        if node.op_type in (*QUANTIZED, "LSTM"):
+            found[layer_of(node)] = node.op_type, found.get(layer_of(node), ("", 0))[1] + macs
+    return found
+
+
+def counted_macs(exported: onnx.ModelProto, separator: Separator) -> list[tuple[onnx.NodeProto, int, bool]]:
+    """Every product of the graph, its multiply-accumulates in one second and whether both factors are dequantized.
+
+    The sizes come from running the graph with the shape of every product as a further output.
+    """
+    import onnxruntime
+
+    nodes = [n for n in exported.graph.node if n.op_type in MULTIPLIERS]
+    model = onnx_forms.callable_anywhere(exported)
+    dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    wanted = {name for n in nodes for name in (*n.input[:3], *n.output[:1]) if name}
+    for name in wanted:
+        model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape:{name}"]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(f"shape:{name}", onnx.TensorProto.INT64, [None]))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    examples = separator.example_inputs(separator.sample_rate_hz)
+    feed = {s.name: x.numpy() for s, x in zip(separator.inputs, examples, strict=True)}
+    shape_names = [f"shape:{name}" for name in wanted]
+    shapes = dict(zip(wanted, session.run(shape_names, feed), strict=True))
+    return [
+        (
+            node,
+            _macs(node, shapes),
+            node.op_type == "DynamicQuantizeLSTM" or all(i in dequantized for i in node.input[:2]),
+        )
+        for node in nodes
+    ]
+
+
+def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
+    first, second = (shapes[name] for name in node.input[:2])
+    if node.op_type in LSTMS:  # every row of every step: both weight matrices
+        return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
+    if node.op_type == "SelectiveScan":  # two for each element of the state and step
+        return int(2 * np.prod(first) * shapes[node.input[2]][1])
+    if node.op_type == "CausalConv1dSilu":
+        return int(np.prod(first) * second[1])
+    if node.op_type == "Conv":  # every output sample: input channels per group x kernel
+        return int(np.prod(shapes[node.output[0]]) * np.prod(second[1:]))
+    if node.op_type == "ConvTranspose":  # every input sample: output channels per group x kernel
+        return int(np.prod(first) * np.prod(second[1:]))
+    return int(np.prod(shapes[node.output[0]]) * first[-1])
