@@ -34,12 +34,51 @@ def test_gathering_rows_gives_the_values_that_gathering_along_the_last_axis_gave
     rng = np.random.default_rng(0)
     x, index = rng.standard_normal((2, 6, 1, 5), np.float32), np.array([4, 0, 0, 1, -1, 3, 2])
     for axis in (-1, 3):
-        model = onnx.load_from_string(onnx_edit.gathering_rows(model_of(axis).SerializeToString()))
+        model = onnx.load_from_string(onnx_edit.for_onnxruntime(model_of(axis).SerializeToString()))
         onnx.checker.check_model(model)
         assert [n.op_type for n in model.graph.node] == ["Transpose", "Gather", "Transpose"]
         assert_array_equal(run(model, x, index), x[..., index])
 
 
 def test_gathering_along_another_axis_stays_as_it_is() -> None:
-    model = onnx.load_from_string(onnx_edit.gathering_rows(model_of(1).SerializeToString()))
+    model = onnx.load_from_string(onnx_edit.for_onnxruntime(model_of(1).SerializeToString()))
     assert [n.op_type for n in model.graph.node] == ["Gather"]
+
+
+def test_names_get_short_and_numbers_stay_in_bodies_of_loops_too() -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["carried_value", "outer_constant"], ["next_value"], "a_long_name"),
+            helper.make_node("Identity", ["condition"], ["next_condition"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried_value", TensorProto.FLOAT, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info("next_condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_value", TensorProto.FLOAT, ["n"]),
+        ],
+    )
+    constants = [
+        onnx.numpy_helper.from_array(np.float32([0.5]), "outer_constant"),
+        onnx.numpy_helper.from_array(np.int64(3), "trips"),
+        onnx.numpy_helper.from_array(np.bool_(True), "go_on"),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["trips", "go_on", "a"], ["estimates"], body=body)],
+        "loop",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("estimates", TensorProto.FLOAT, ["n"])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    before = model.ByteSize()
+    onnx_edit.shorten_names(model)
+    onnx.checker.check_model(model)
+    assert model.ByteSize() < 0.8 * before
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["estimates"], {"a": np.float32([1, 2])})
+    assert_array_equal(y, np.float32([2.5, 3.5]))

@@ -30,10 +30,10 @@ def version() -> str:
 
 def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:  # noqa: ARG001
     """The artifact is an ONNX file: ONNX Runtime compiles it at load for the CPU it meets."""
-    from edgesep.onnx_edit import gathering_rows  # on the build host alone
+    from edgesep.onnx_edit import for_onnxruntime  # on the build host alone
 
     name = f"{precision}.onnx"
-    (folder / name).write_bytes(gathering_rows(model.read_bytes()))
+    (folder / name).write_bytes(for_onnxruntime(model.read_bytes()))
     return [name]
 
 
