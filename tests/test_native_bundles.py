@@ -60,8 +60,9 @@ def test_the_form_of_the_scan_can_be_asked_for(bundle):
 
 
 def test_the_quantized_share_is_of_all_multiplications(bundle):
-    (quantize,) = [p for p in bundle.manifest["passes"] if p["pass"] == "quantize"]
-    assert 0.1 < quantize["report"]["quantized_macs_share"] < 1
+    forms = [p["report"] for p in bundle.manifest["passes"] if p["pass"] == "quantize"]
+    assert [f["form"]["outputs"] for f in forms] == [True, False]  # ONNX Runtime's and OpenVINO's
+    assert all(0.1 < f["quantized_macs_share"] < 1 for f in forms)
 
 
 def test_a_separator_without_a_scan_refuses_native(golden, mixtures, tmp_path):

@@ -47,7 +47,7 @@ class Prune:
 
     share: float = 0.3
     of: Literal["macs", "parameters", "latency"] = "macs"
-    importance: Literal["l1", "l2", "taylor"] = "l2"
+    importance: Literal["l1", "l2", "taylor"] = "taylor"
     round_to: int = 4
     runtime: str = "onnxruntime"
 

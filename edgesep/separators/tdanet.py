@@ -320,8 +320,16 @@ def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         keep_float=("encoder", "decoder"),
         blocks=("sm.unet",),
-        # Basis x mask and heads x head size are fixed by a reshape each.
-        keep_shape=("encoder", "mask_net.1", "decoder", *(f"{ATTN}{p}" for p in heads)),
+        # Basis x mask and heads x head size are fixed by a reshape each. The residual stream stays because every
+        # iteration lives on it: cut too, 30 % of the work costs 7 dB before recovery instead of 1.5.
+        keep_shape=(
+            "encoder",
+            "bottleneck",
+            "sm.unet.res_conv",
+            "mask_net.1",
+            "decoder",
+            *(f"{ATTN}{p}" for p in heads),
+        ),
     )
 
 
