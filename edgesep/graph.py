@@ -20,7 +20,7 @@ import torch
 from onnxscript.values import Opset
 from torch import nn
 
-from edgesep.onnx_edit import clean
+from edgesep.onnx_edit import clean, leaky
 from edgesep.ops import onnx_forms
 from edgesep.separators.base import Separator, unrolled
 from edgesep.spec import BuildError
@@ -84,6 +84,7 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
     except Exception as e:  # the exporter raises whatever its passes raise
         raise BuildError(f"torch.onnx.export failed for {separator.name}: {str(e).splitlines()[0]}") from e
     name_nodes(model, separator)
+    leaky(model)
     clean(model)
     _refuse_burnt_in(model, separator)
     describe(model, separator)

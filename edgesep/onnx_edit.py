@@ -141,6 +141,19 @@ def for_onnxruntime(serialized: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def leaky(model: onnx.ModelProto) -> None:
+    """PRelu of one slope becomes LeakyRelu, the same function: runtimes do not broadcast a slope then."""
+    slopes = {c.name: c for c in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "PRelu" and node.input[1] in slopes:
+            slope = numpy_helper.to_array(slopes[node.input[1]])
+            if slope.size == 1:
+                node.op_type = "LeakyRelu"
+                del node.input[1]
+                node.attribute.append(helper.make_attribute("alpha", float(slope.reshape(()))))
+    drop_unused_initializers(model.graph)
+
+
 def shorten_names(model: onnx.ModelProto) -> None:
     """Names of one to three letters inside the graph: in a small separator they are half of an INT8 file.
 

@@ -82,3 +82,22 @@ def test_names_get_short_and_numbers_stay_in_bodies_of_loops_too() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(["estimates"], {"a": np.float32([1, 2])})
     assert_array_equal(y, np.float32([2.5, 3.5]))
+
+
+def test_a_prelu_of_one_slope_is_a_leaky_relu_and_one_of_many_stays() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    for slope, kind in ((np.float32([[0.3]]), "LeakyRelu"), (np.float32([[0.1], [0.2], [0.3]]), "PRelu")):
+        graph = helper.make_graph(
+            [helper.make_node("PRelu", ["x", "slope"], ["y"])],
+            "prelu",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 4])],
+            [onnx.numpy_helper.from_array(slope, "slope")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx_edit.leaky(model)
+        onnx.checker.check_model(model)
+        assert [n.op_type for n in model.graph.node] == [kind]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (y,) = session.run(None, {"x": x})
+        assert_array_equal(y, np.where(x > 0, x, slope * x))
