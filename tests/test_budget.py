@@ -310,6 +310,7 @@ def test_a_rejected_artifact_is_not_chosen(fitted):
     assert bundle.artifact(precision=first.precision).rejected == "slow", "whoever asks for it gets it"
 
 
+@pytest.mark.slow  # the README's own commands are tested every time
 def test_compress_stays_in_its_budget_and_prunes_no_more_than_that(golden, mixtures, tmp_path):
     made = compressed(
         SeparatorSection(checkpoint=golden("tdanet_small").checkpoint),

@@ -156,7 +156,7 @@ def test_training_with_the_rounding_of_int8_leaves_float_weights_that_survive_it
     with torch.no_grad():
         torch.testing.assert_close(module(x), separator.module(x))
     assert module.state_dict().keys() == separator.module.state_dict().keys()
-    result = Finetune(steps=60, seconds=0.4, batch=2, quantized=True, lr=2e-3)(separator, context)
+    result = Finetune(steps=25, seconds=0.3, batch=2, quantized=True, lr=2e-3)(separator, context)
     assert result.modified
     assert result.report["valid_si_snr_db"] > result.report["valid_si_snr_db_before"]
     assert result.separator.module.state_dict().keys() == separator.module.state_dict().keys()

@@ -51,8 +51,17 @@ def test_every_command_runs(workplace):
     run([sys.executable, "-c", blocks("python")[0]], workplace)
 
 
+def test_compression_holds_the_budget(workplace):
+    write_set(workplace / "sets" / "train")
+    compress, audit, ranges = (line.split("#")[0].split() for line in blocks("sh")[1].splitlines())
+    assert "within budget" in run([*compress, "--out", "compressed"], workplace)
+    audit[audit.index("bundle/")] = "compressed"
+    assert "times_fp32_speed" in run(audit, workplace)
+    assert "ranges" in run(ranges, workplace)
+
+
 def test_kernels_are_built_and_timed(tmp_path):
-    build, bench, test = (line.split("#")[0].split() for line in blocks("sh")[1].splitlines())
+    build, bench, test = (line.split("#")[0].split() for line in blocks("sh")[2].splitlines())
     built = run(build, tmp_path).splitlines()
     assert all(Path(line).is_file() for line in built)
     assert "avx2" in run(bench, tmp_path) or "baseline" in run(bench, tmp_path)
