@@ -241,7 +241,7 @@ class Line:
         for p in self.passes:
             if p.stage != "torch":
                 continue
-            key = {"of": key, "pass": _name(p), **asdict(p), "train": self.train.digest()}
+            key = {"of": key, "pass": _name(p), "fields": asdict(p), "train": self.train.digest()}
             before = separator
 
             def make(folder: Path, p: Any = p, before: Separator = before) -> None:
@@ -258,7 +258,7 @@ class Line:
         self, p: Any, separator: Separator, key: dict[str, Any], reports: list[dict[str, Any]]
     ) -> tuple[Separator, dict[str, Any]]:
         """One pass on what is exported. Modules may be others afterwards, so its outcome is made again each time."""
-        key = {"of": key, "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
+        key = {"of": key, "pass": _name(p), "fields": asdict(p), "calibration": self.calibration.digest()}
         self.tick(0, 0, f"{_name(p)}: {separator.name}")
         result = p(separator, self._context(Path()))
         reports.append({"pass": _name(p), "graph": separator.name, **asdict(p), "report": result.report})
@@ -278,7 +278,7 @@ class Line:
         for p, (precision, form) in itertools.product(self.passes, wanted):
             if p.stage != "onnx" or p.precision != precision or form is None:
                 continue
-            step = {"of": key, "pass": _name(p), **asdict(p), "calibration": self.calibration.digest()}
+            step = {"of": key, "pass": _name(p), "fields": asdict(p), "calibration": self.calibration.digest()}
             step |= {"form": asdict(form)}
             tried = self.store.lasting("trials", step)  # what was tried for one budget serves another
             step |= {"criteria": asdict(self.recipe.limits()) if p.fit else None}

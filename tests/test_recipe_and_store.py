@@ -1,6 +1,7 @@
 """Recipes are validated in words; finished steps are found again."""
 
 import pytest
+from conftest import target, write_recipe
 
 from edgesep import InputError
 from edgesep.line import Line
@@ -43,7 +44,7 @@ def test_a_wrong_recipe_is_refused(recipe, tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('pass = "quantize"', 'pass = "quantise"', "known are finetune, prune, quantize"),
+        ('pass = "quantize"', 'pass = "quantise"', "known are equalize, finetune, lower, prune, quantize"),
         ('method = "onnxruntime"', "bits = 4", "has no field 'bits'"),
         ('method = "onnxruntime"', 'method = "magic"', "is not known"),
         ('[[passes]]\npass = "quantize"\nmethod = "onnxruntime"\n', "", "no pass makes it"),
@@ -92,3 +93,18 @@ def test_a_folder_is_replaced_whole(tmp_path):
         (tmp_path / name / name).write_text("")
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [p.name for p in tmp_path.rglob("*")] == ["old", "new"]
+
+
+def test_a_pass_keeps_its_steps_apart_for_different_checkpoints(golden, mixtures, tmp_path):
+    """Also where a field of the pass is named like a part of the key."""
+    store = Store(tmp_path / "store")
+    for name in ("tdanet_small", "tdanetbest_small"):
+        (tmp_path / name).mkdir()
+        file = write_recipe(tmp_path / name, golden(name).checkpoint, mixtures, target("onnxruntime"))
+        file.write_text(
+            file.read_text().replace("[[passes]]", '[[passes]]\npass = "prune"\nshare = 0.1\n[[passes]]', 1)
+        )
+        line = Line(read_recipe(file), store)
+        separator, _, _ = line._torch_passes(line._loaded_key())
+        assert separator.module(separator.example_inputs(3000)[0]).shape == (1, 2, 3000)
+    assert store.redone == ["prune", "prune"]
