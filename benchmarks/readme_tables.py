@@ -155,7 +155,7 @@ def compression() -> str:
             f" | {r['drop_worst5_db']:.3f} | {r['times_smaller']:.2f} | {speed} |"
         )
     if "pruned" in parts:
-        lines += ["", "Pruned, recovered by fine-tuning on 400 mixtures of training voices, then INT8:", ""]
+        lines += ["", "Pruned, recovered by fine-tuning on mixtures of training voices, then INT8 (OpenVINO):", ""]
         heads = "MACs removed | parameters | steps | precision | drop dB | worst 5 % dB"
         lines += [f"| separator | {heads} |", "|" + "---|" * 7]
         for r in parts["pruned"]:

@@ -8,6 +8,7 @@ result.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,9 @@ class Trials:
         if name not in self.known:
             found = self._run(self.make(layers), min(mixtures, len(self.items)))
             self.known[name] = [list(found.drops_db), found.noise]
-            beside = self.file.with_suffix(".tmp")
+            if self.file.exists():  # a search for another budget may have gone on beside this one
+                self.known = json.loads(self.file.read_text()) | self.known
+            beside = self.file.with_suffix(f".{os.getpid()}")
             beside.write_text(json.dumps(self.known))
             beside.replace(self.file)
         drops, noise = self.known[name]

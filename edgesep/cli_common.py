@@ -60,6 +60,8 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print rows as they are, a column for each key."""
+    if not rows:
+        return
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))

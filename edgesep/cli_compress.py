@@ -10,6 +10,7 @@ import typer
 
 from edgesep.cli_common import AsJson, BundlePath, Checkpoint, Config, FrontEnd, Threads, Variant, print_table, progress
 from edgesep.cli_common import show as show_rows
+from edgesep.spec import EdgesepError
 
 
 def compress(
@@ -30,7 +31,7 @@ def compress(
     scan: Annotated[str, typer.Option(help="SPMamba: native or portable")] = "portable",
     hops_per_call: Annotated[int | None, typer.Option(min=1, help="compress the stream of so many hops a call")] = None,
     context_s: Annotated[
-        float | None, typer.Option(min=0, help="with --hops-per-call: past that attention sees")
+        float | None, typer.Option(min=0.001, help="with --hops-per-call: past that attention sees")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +44,10 @@ def compress(
     from edgesep.compress import compress as run
     from edgesep.recipe import DataSection, SeparatorSection, StreamSection
 
+    if scan not in ("native", "portable"):
+        raise EdgesepError(f"--scan {scan!r} is not known, use native or portable")
+    if context_s is not None and hops_per_call is None:
+        raise EdgesepError("--context-s is for streams; give --hops-per-call too")
     stream = StreamSection(hops_per_call=hops_per_call, context_s=context_s) if hops_per_call else None
     with progress() as tick:
         made = run(
@@ -62,7 +67,7 @@ def compress(
         print(json.dumps({"tried": made.tried, "said": made.said, "results": rows}, indent=1))
     else:
         print("on the calibration mixtures:")
-        print_table([{k: row.get(k) for k in ("share", "drop_db", "worst5_drop_db", "fits")} for row in made.tried])
+        print_table([{k: row.get(k) for k in ("share", "drop_db", "worst5_drop_db")} for row in made.tried])
         print("proof on the test mixtures:")
         show_rows(rows, as_json=False)
         for text in made.said:

@@ -8,11 +8,12 @@ and ends with the same result.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgesep.line import Deployed, Line
+from edgesep.line import Deployed, Line, claim
 from edgesep.passes.base import Tick, silent
 from edgesep.recipe import CriteriaSection, DataSection, Recipe, SeparatorSection, StreamSection, TargetSection
 from edgesep.spec import BuildError, InputError
@@ -28,7 +29,7 @@ class Compressed:
 
     Attributes:
         deployed: the bundle.
-        tried: a row for each step: share pruned, drop on the calibration mixtures, whether it fits.
+        tried: a row for each step that fits: share pruned, drop on the calibration mixtures.
         said: sentences that the user must know.
     """
 
@@ -62,9 +63,10 @@ def compress(
         InputError: the budget is no budget, or an input cannot be used.
         BuildError: no layer can be quantized within the budget.
     """
-    if not budget_db > 0:
-        raise InputError(f"a budget of {budget_db} dB leaves nothing to gain; give one above 0, as 0.2")
     store, limit = store or Store(), 3 * budget_db if worst5_db is None else worst5_db
+    if not (budget_db > 0 and limit > 0):
+        raise InputError(f"a budget of {min(budget_db, limit)} dB leaves nothing to gain; give one above 0, as 0.2")
+    shutil.rmtree(claim(out))  # refused now, not after the search
     criteria = CriteriaSection(max_si_snr_drop_db=budget_db, worst5_drop_db=limit)
     targets = tuple(TargetSection(runtime=runtime, precision=p, scan=scan) for p in ("fp32", "int8"))
 
@@ -89,10 +91,9 @@ def compress(
     said: list[str] = []
     best = line(0)
     tried = [{"share": 0.0, **best.trial()}]
-    if not tried[0]["fits"]:
-        said.append(f"not within {budget_db} dB: {tried[0]['why']}")
-    elif steps and len(best.train) < FEW:
-        said.append(f"not pruned: recovery needs at least {FEW} training mixtures, there are {len(best.train)}")
+    if steps and (data.train is None or len(best.train) < FEW):
+        have = "none are named" if data.train is None else f"there are {len(best.train)}"
+        said.append(f"not pruned: recovery needs at least {FEW} training mixtures, {have}")
     elif steps:
         for share in SHARES:
             pruned = line(share)
@@ -100,8 +101,6 @@ def compress(
                 tried.append({"share": share, **pruned.trial()})
             except BuildError as e:
                 said.append(f"pruning ends at {tried[-1]['share']:.0%}: {e}")
-                break
-            if not tried[-1]["fits"]:
                 break
             best = pruned
     return Compressed(best.run(out), tuple(tried), tuple(said))

@@ -10,7 +10,7 @@ import onnx
 
 from edgesep import graph, kernels, verify
 from edgesep.golden import ODD_LENGTHS_S
-from edgesep.line import ENGINE_LENGTHS_S, claim
+from edgesep.line import claim
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime
@@ -73,7 +73,7 @@ def _export(
     else:
         onnx_forms.write_form(model, model, native=False, chunked=getattr(module, "CHUNKED_SCAN", False))
     tick(0, 0, f"building {separator.name} for {name}")
-    files = module.build(model, folder, "fp32", separator.profile(ENGINE_LENGTHS_S), library)
+    files = module.build(model, folder, "fp32", separator.profile(), library)
     files += [library.name] if library else []
     runner = module.Runner(folder, files, "fp32")
     said = f"{separator.name} for {module.version() if name == 'tensorrt' else f'{name} {module.version()}'}: "

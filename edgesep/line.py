@@ -38,7 +38,6 @@ from edgesep.store import Store, file_digest, replace_folder
 
 #: (precision, form) → the ONNX file and the key of the step that made it
 Models = dict[tuple[str, Int8Form | None], tuple[Path, dict[str, Any]]]
-ENGINE_LENGTHS_S = (0.25, 1.0, 10.0)  # optimisation profile of runtimes that need one
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class Line:
         self.recipe, self.store, self.tick = recipe, store, tick
         for target in recipe.targets:
             runtime(target.runtime)
+            if target.runtime == "eager":
+                raise InputError("eager is the reference and always measured; name another runtime as target")
         self.passes = [passes.make(**{"name": p.get("pass", ""), **_fields(p)}) for p in recipe.passes]
         made = {p.precision for p in self.passes if p.stage == "onnx"} | {"fp32", "bf16"}
         for target in recipe.targets:
@@ -199,18 +200,17 @@ class Line:
         front_models = self._models(front, front_key, reports) if front else {}
         return separator, front, models, front_models, reports
 
-    def trial(self) -> dict[str, Any]:
-        """What the passes lose on the calibration mixtures, without building or verifying anything.
+    def trial(self) -> dict[str, float]:
+        """What passes that fit lose on the calibration mixtures, without building or verifying anything.
 
         Returns:
-            ``drop_db``, ``worst5_drop_db``, ``fits`` and, where it does not fit, ``why``.
+            ``drop_db``, ``worst5_drop_db``; those of a front-end are added.
+
+        Raises:
+            BuildError: no layer can be quantized within the budget.
         """
-        fitted = [r["report"]["fit"] for r in self._compressed()[-1] if r.get("fit")]
-        last = [f["steps"][-1] for f in fitted]
-        found = {name: max(step[name] for step in last) for name in ("drop_db", "worst5_drop_db")}
-        fits = all(f["met"] for f in fitted)
-        why = f"with every layer but one in float the loss is {found['drop_db']} dB"
-        return {**found, "fits": fits} | ({} if fits else {"why": why})
+        last = [r["report"]["fit"]["steps"][-1] for r in self._compressed()[-1] if r.get("fit")]
+        return {name: round(sum(step[name] for step in last), 4) for name in ("drop_db", "worst5_drop_db")}
 
     def _loaded_key(self) -> dict[str, Any]:
         return {
@@ -241,7 +241,8 @@ class Line:
         for p in self.passes:
             if p.stage != "torch":
                 continue
-            key = {"of": key, "pass": _name(p), "fields": asdict(p), "train": self.train.digest()}
+            key = {"of": key, "pass": _name(p), "fields": asdict(p)}
+            key |= {"train": self.train.digest(), "calibration": self.calibration.digest()}
             before = separator
 
             def make(folder: Path, p: Any = p, before: Separator = before) -> None:
@@ -278,7 +279,12 @@ class Line:
         for p, (precision, form) in itertools.product(self.passes, wanted):
             if p.stage != "onnx" or p.precision != precision or form is None:
                 continue
-            step = {"of": key, "pass": _name(p), "fields": asdict(p), "calibration": self.calibration.digest()}
+            step: dict[str, Any] = {
+                "of": key,
+                "pass": _name(p),
+                "fields": asdict(p),
+                "calibration": self.calibration.digest(),
+            }
             step |= {"form": asdict(form)}
             tried = self.store.lasting("trials", step)  # what was tried for one budget serves another
             step |= {"criteria": asdict(self.recipe.limits()) if p.fit else None}
@@ -295,7 +301,12 @@ class Line:
         return models
 
     def _context(self, folder: Path) -> Context:
-        return Context(self.original, self.calibration, self.train, folder, self.tick, self.recipe.limits())
+        limits = self.recipe.limits()
+        if self.original.front_end:  # two graphs share the budget
+            limits = replace(
+                limits, **{k: v / 2 for k in ("max_si_snr_drop_db", "worst5_drop_db") if (v := getattr(limits, k))}
+            )
+        return Context(self.original, self.calibration, self.train, folder, self.tick, limits)
 
     def _facts(self, separator: Separator) -> dict[str, Any]:
         return separator.describe() | {
@@ -308,9 +319,6 @@ class Line:
 
     def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> bundle.Artifact:
         module, (model, key) = runtime(target.runtime), models[_made_by(target)]
-        if target.runtime == "eager":
-            raise InputError("eager is the reference and always measured; name another runtime as target")
-
         native, scans = target.scan == "native", onnx_forms.is_native(onnx.load(model))
         if native and not scans and separator.name == self.original.name:
             raise InputError(f'{separator.name} has no selective scan; leave out scan = "native"')
@@ -324,7 +332,7 @@ class Line:
             self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
             form = folder / "model.onnx"
             onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
-            files = module.build(form, folder, target.precision, separator.profile(ENGINE_LENGTHS_S), library)
+            files = module.build(form, folder, target.precision, separator.profile(), library)
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}

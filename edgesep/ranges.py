@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edgesep.calibration import Mixture, MixtureSet
 from edgesep.passes.base import Tick, silent
 from edgesep.separators import Separator, load_separator
+from edgesep.spec import InputError
 
 LEVELS_DB = (-40.0, -20.0, 0.0)  # peak of the mixture, relative to full scale
 NOISE_DB = 10.0  # mixture above white noise
@@ -42,8 +43,12 @@ def ranges(
         ``settled_after`` mixtures; ``said`` in a sentence.
     """
     separator = load_separator(checkpoint, config, front_end=front_end, variant=variant)
+    if len(separator.inputs) > 1 and separator.front_end is None:
+        raise InputError(f"{separator.name} needs its lip front-end; give its checkpoint (--front-end)")
     mixtures = MixtureSet.open(calibration, separator.sample_rate_hz, separator.sources, len(separator.inputs) > 1)
     kinds = {"as it is": _same, **{f"{db:g} dBFS": _at(db) for db in LEVELS_DB}, "noise": _noisy, "half overlap": _late}
+    if separator.sources < 2:  # its sets hold the wanted voice alone
+        del kinds["half overlap"]
     largest: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for i, item in enumerate(mixtures):
         for name, change in kinds.items():

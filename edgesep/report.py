@@ -123,6 +123,14 @@ def _audit(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _form(form: Mapping[str, bool]) -> str:
+    """The form of a Q/DQ graph in words."""
+    words = ["int8 activations" if form["symmetric"] else "uint8 activations"]
+    words += ["quantized outputs"] if form["outputs"] else []
+    words += ["INT8 LSTMs"] if form["recurrent"] else []
+    return ", ".join(words)
+
+
 def _sensitivity(p: Mapping[str, Any]) -> list[str]:
     """The layers by what INT8 does to them, most noise for their size first, as a chart."""
     fit = p["report"]["fit"]
@@ -130,7 +138,7 @@ def _sensitivity(p: Mapping[str, Any]) -> list[str]:
     most = max((10 ** (-row["output_snr_db"] / 10) for row in fit["layers"]), default=1.0) or 1.0
     lines = [
         "",
-        f"## Sensitivity to INT8: {p['graph']}",
+        f"## Sensitivity to INT8: {p['graph']} ({_form(p['report']['form'])})",
         "",
         f"Each layer in INT8 alone, on calibration mixtures; those in float were returned for the budget. All others in"
         f" INT8 together lose {last['drop_db']:.3f} dB, the worst 5 % {last['worst5_drop_db']:.3f} dB"

@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import write_set
 
-from edgesep import InputError, Stream, UnsupportedError, load_separator, open_bundle, video
+from edgesep import InputError, Stream, load_separator, open_bundle, video
+from edgesep.calibration import MixtureSet
 from edgesep.line import deploy
+from edgesep.passes.finetune import Remix
 from edgesep.separators import iianet, lip
 from edgesep.store import Store
 from edgesep.verify import output_snr_db
@@ -182,14 +184,20 @@ def test_a_set_without_video_is_refused(checkpoint, mixtures, tmp_path):
         deploy(recipe, tmp_path / "bundle")
 
 
-def test_finetuning_says_that_video_cannot_be_remixed(checkpoint, seen_mixtures, tmp_path):
-    recipe = tmp_path / "recipe.toml"
-    text = RECIPE.format(checkpoint=checkpoint, mixtures=seen_mixtures)
-    recipe.write_text(
-        text.replace('pass = "quantize"\nmethod = "onnxruntime"', 'pass = "finetune"').replace("int8", "fp32")
-    )
-    with pytest.raises(UnsupportedError, match="video"):
-        deploy(recipe, tmp_path / "bundle")
+def test_finetuning_shows_the_mouth_of_the_voice_it_asks_for(checkpoint, seen_mixtures):
+    separator = load_separator(checkpoint)
+    mixture_set = MixtureSet.open(seen_mixtures, separator.sample_rate_hz, separator.sources, mouth=True)
+    shortest = min(m.mixture.size for m in mixture_set)
+    remix = Remix(mixture_set, range(len(mixture_set)), 10 * shortest, separator)
+    (mixture, embedding), sources = remix(np.random.default_rng(0), 2)
+    assert mixture.shape == (2, shortest), "video cannot be padded"
+    assert sources.shape == (2, 1, shortest)
+    assert embedding.shape[2] == round(shortest / separator.sample_rate_hz * 25)
+    whole = [remix.whole(item)[0][1][0] for item in mixture_set]
+    for b in range(2):
+        scale = [float((sources[b, 0] @ torch.from_numpy(m.sources[0, :shortest])) ** 2) for m in mixture_set]
+        shown = whole[int(np.argmax(scale))][:, : embedding.shape[2]]
+        torch.testing.assert_close(embedding[b], shown)
 
 
 def test_a_command_separates_whom_it_is_shown(bundle, tmp_path, capsys):

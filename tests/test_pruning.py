@@ -114,9 +114,9 @@ def test_the_share_is_reached_and_what_must_stay_stays(separator, context):
     assert 0.3 <= result.report["macs_removed_share"] < 0.5
     assert pruned.parameters < separator.parameters
     for name in separator.keep_shape:
-        before, after = (s.module.get_submodule(name).weight.shape[0] for s in (separator, pruned))
-        if not isinstance(separator.module.get_submodule(name), nn.ConvTranspose2d):
-            assert before == after
+        axis = 1 if isinstance(separator.module.get_submodule(name), nn.ConvTranspose2d) else 0  # of its outputs
+        before, after = (s.module.get_submodule(name).weight.shape[axis] for s in (separator, pruned))
+        assert before == after
     inputs = separator.example_inputs(3001)
     assert pruned.module(*inputs).shape == separator.module(*inputs).shape
     again = copy.deepcopy(separator.module)
@@ -184,7 +184,9 @@ def test_a_group_that_would_cut_a_protected_size_is_refused(separator, context, 
     def careless(_, source, __):
         module = copy.deepcopy(source.module)
         layer = module.get_submodule(source.keep_shape[0])
-        layer.weight = nn.Parameter(layer.weight[:-1])
+        layer.weight = nn.Parameter(
+            layer.weight[:, :-1] if isinstance(layer, nn.ConvTranspose2d) else layer.weight[:-1]
+        )
         return module
 
     monkeypatch.setattr(Prune, "_along_widths", careless)

@@ -167,6 +167,12 @@ class Remix:
                 self.embedded.append(self._embedding(item))
         self.first = np.array(first)
         self.mixed = max(2, original.sources)
+        if len(self.parts) < self.mixed:
+            raise InputError(
+                f"fine-tuning mixes {self.mixed} voices, {mixtures.path} leaves {len(self.parts)} to train on"
+            )
+        if self.embedded:  # video cannot be padded: what is shown would not be what is heard
+            self.samples = min(samples, *(self.parts[i].size for i in first))
 
     def _embedding(self, item: Mixture) -> Tensor:
         known = self.original.tensors(item.inputs())
@@ -191,19 +197,18 @@ class Remix:
                 part = self.parts[index]
                 start = int(rng.integers(0, max(1, part.size - self.samples + 1)))
                 if self.embedded and s == 0:
-                    start, frames = self._at_frame(start)
-                    shown.append(self.embedded[wanted][:, frames])
+                    start, embedding = self._at_frame(start, self.embedded[wanted])
+                    shown.append(embedding)
                 cut = part[start : start + self.samples]
                 level = 10 ** (rng.uniform(-2.5, 2.5) / 20) * 0.05 / max(1e-4, float(np.sqrt(np.mean(cut**2))))
                 out[b, s, : cut.size] = cut * level
         sources = torch.from_numpy(out)
-        inputs = (sources.sum(1),)
-        if self.embedded:
-            return (*inputs, torch.stack(shown)), sources[:, : self.original.sources]
-        return inputs, sources
+        inputs = (sources.sum(1), *([torch.stack(shown)] if self.embedded else []))
+        return inputs, sources[:, : self.original.sources]
 
-    def _at_frame(self, start: int) -> tuple[int, slice]:
-        """The start moved to a video frame, and the frames shown from there on."""
+    def _at_frame(self, start: int, embedding: Tensor) -> tuple[int, Tensor]:
+        """The start moved to a video frame, and what is shown from there on; a last frame that is missing stays."""
         a_frame = self.original.sample_rate_hz / (self.original.frames_per_s or 1)
         frame = int(start // a_frame)
-        return round(frame * a_frame), slice(frame, frame + round(self.samples / a_frame))
+        shown = torch.arange(frame, frame + max(1, round(self.samples / a_frame)))
+        return round(frame * a_frame), embedding[:, shown.clamp(max=embedding.shape[1] - 1)]

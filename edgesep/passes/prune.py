@@ -24,7 +24,7 @@ from edgesep import graph, measure, training
 from edgesep.inspect import cost
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
-from edgesep.runtimes import runtime
+from edgesep.runtimes import names, runtime
 from edgesep.separators.base import Separator, resize
 from edgesep.spec import BuildError, InputError
 
@@ -60,6 +60,8 @@ class Prune:
             raise InputError(f"prune.of is {self.of!r}, use macs, parameters or latency")
         if self.importance not in ("l1", "l2", "taylor"):
             raise InputError(f"prune.importance is {self.importance!r}, use l1, l2 or taylor")
+        if self.runtime not in names() or self.runtime == "eager":
+            raise InputError(f"prune.runtime is {self.runtime!r}, it must be one that is built for, as onnxruntime")
         if self.round_to < 1:
             raise InputError(f"prune.round_to is {self.round_to}, it must be at least 1")
 
@@ -99,7 +101,6 @@ class Prune:
         report = {
             "removed_share": round(1 - remains, 4),
             "macs_removed_share": round(1 - _macs_left(separator)(pruned), 4),
-            "channels_removed_share": round(high, 4),
             "parameters_before": sum(p.numel() for p in separator.module.parameters()),
             "parameters": pruned.parameters,
         }
@@ -108,12 +109,13 @@ class Prune:
     def _latency_left(self, separator: Separator) -> Callable[[Separator], float]:
         def left(pruned: Separator) -> float:
             x = {s.name: x.numpy() for s, x in zip(separator.inputs, _second(separator), strict=True)}
-            with tempfile.TemporaryDirectory() as folder:
-                calls = {}
-                runners = [self._built(s, Path(folder, name)) for name, s in (("a", separator), ("b", pruned))]
-                with runners[0] as before, runners[1] as after:
-                    calls = {"before": lambda: before.run(x), "after": lambda: after.run(x)}
-                    times = measure.paired_ms(calls, 1.0)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                self._built(separator, Path(folder, "a")) as before,
+                self._built(pruned, Path(folder, "b")) as after,
+            ):
+                calls = {"before": lambda: before.run(x), "after": lambda: after.run(x)}
+                times = measure.paired_ms(calls, 1.0)
             return float(np.median(times["after"]) / np.median(times["before"]))
 
         return left
@@ -123,7 +125,7 @@ class Prune:
         module, file = runtime(self.runtime), folder / "model.onnx"
         graph.export_onnx(separator, separator.module, file)
         onnx_forms.write_form(file, file, native=False, chunked=False)
-        files = module.build(file, folder, "fp32", separator.profile((0.25, 1.0, 10.0)))
+        files = module.build(file, folder, "fp32", separator.profile())
         return module.Runner(folder, files, "fp32", 1)
 
     # -- along the separator's own widths ----------------------------------------------------------------------------
@@ -150,8 +152,10 @@ class Prune:
         """Importance of each channel in one tensor."""
         if self.importance == "l1":
             return rows.abs().sum(1)
-        if self.importance == "l2" or value.grad is None:
+        if self.importance == "l2":
             return rows.square().sum(1)
+        if value.grad is None:  # nothing depends on it
+            return torch.zeros(width.size)
         return (rows * cut.channels_first(value.grad, width.size)).square().sum(1)
 
     def _least(self, size: int, ratio: float) -> int:
@@ -220,11 +224,10 @@ def _refuse_other_shapes(before: Separator, after: Separator) -> None:
     """Raises BuildError where a size that must stay has changed."""
     old, new = before.module.state_dict(), after.module.state_dict()
     for name in before.keep_shape:
-        if old[f"{name}.weight"].shape[0] != new[f"{name}.weight"].shape[0]:
-            raise BuildError(
-                f"pruning changed {name} from {old[f'{name}.weight'].shape[0]} to {new[f'{name}.weight'].shape[0]}"
-                " channels, which must stay"
-            )
+        axis = 1 if isinstance(before.module.get_submodule(name), nn.ConvTranspose2d) else 0  # of its outputs
+        was, now = (state[f"{name}.weight"].shape[axis] for state in (old, new))
+        if was != now:
+            raise BuildError(f"pruning changed {name} from {was} to {now} channels, which must stay")
 
 
 class _OwnChannels(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]

@@ -70,7 +70,12 @@ class Quantize:
     def __call__(
         self, separator: Separator, model: Path, out: Path, context: Context, form: Int8Form | None = None
     ) -> PassResult:
-        """Write the INT8 graph of ``separator`` (whose float export is ``model``) to ``out``."""
+        """Write the INT8 graph of ``separator`` (whose float export is ``model``) to ``out``.
+
+        Raises:
+            InputError: ``keep_float`` names no submodule of the separator or its front-end.
+            BuildError: no layer is left to quantize, or activations are not finite.
+        """
         form = form or Int8Form()
         chosen = Int8Form(
             form.symmetric if self.symmetric is None else self.symmetric,
@@ -81,12 +86,15 @@ class Quantize:
         onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
         able = (*QUANTIZED, "LSTM") if chosen.recurrent else QUANTIZED
         macs = {name: count for name, (op, count) in layer_macs(exported, separator).items() if op in able}
-        modules = {name for name, _ in separator.module.named_modules()}
+        graphs = (separator, context.original, context.original.front_end)
+        modules = {name for g in graphs if g for name, _ in g.module.named_modules()}
         if unknown := [name for name in self.keep_float if name not in modules | set(macs)]:
             raise InputError(f"quantize.keep_float names {unknown[0]!r}, which {separator.name} does not have")
         kept = (*separator.keep_float, *self.keep_float)
         open_layers = {name: count for name, count in macs.items() if not _within(name, kept)}
         report: dict[str, Any] = {"method": self.method, "form": asdict(chosen)}
+        if not open_layers:
+            raise BuildError(f"keep_float leaves no layer of {separator.name} to quantize; use fp32 or bf16 instead")
         engine = OnnxRuntimeQuantizer(separator, exported, lambda: self._feeds(separator, context), context.folder)
         if self.fit:
 
@@ -99,14 +107,17 @@ class Quantize:
             trials = budget.Trials(separator, context, make, context.folder)
             total = sum(count for _, count, _ in counted_macs(exported, separator))
             spare = sum(open_layers.values()) - self.least_macs_share * total
-            fitted = budget.fit(open_layers, spare, trials, context.criteria, context.tick)
-            shutil.rmtree(context.folder / f"trial-{os.getpid()}", ignore_errors=True)
+            try:
+                fitted = budget.fit(open_layers, spare, trials, context.criteria, context.tick)
+            finally:
+                shutil.rmtree(context.folder / f"trial-{os.getpid()}", ignore_errors=True)
             open_layers = {name: count for name, count in open_layers.items() if name not in fitted.kept}
             report["fit"] = fitted.report
         if not open_layers:
             raise BuildError(
-                f"no layer of {separator.name} can be quantized within the budget; use fp32 or bf16, or raise"
-                " criteria.max_si_snr_drop_db"
+                f"no layer of {separator.name} can be quantized within the budget"
+                f" (mean {context.criteria.max_si_snr_drop_db} dB, worst 5 % {context.criteria.worst5_drop_db} dB);"
+                " use fp32 or bf16, or raise the budget"
             )
         if self.method == "onnxruntime":
             engine.write(out, set(open_layers), chosen)

@@ -30,16 +30,14 @@ class Int8Form:
 
 @dataclass(frozen=True)
 class Executed:
-    """One kernel that ran.
+    """Kernels that ran, of one operator and precision.
 
     Attributes:
-        name: node of the graph that was run, as the runtime calls it.
         operator: what it computes, in the runtime's words.
         precision: what it computes in; "conversion" for those that only change precision.
-        ms: time of one query.
+        ms: their time in one query.
     """
 
-    name: str
     operator: str
     precision: str
     ms: float

@@ -41,7 +41,7 @@ def executed(
     folder: Path, files: list[str], precision: str, threads: int | None, feeds: Mapping[str, np.ndarray]
 ) -> list[Executed]:
     """The kernels of one query, from ONNX Runtime's own profile (the mean of several queries)."""
-    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    times: dict[tuple[str, str], float] = defaultdict(float)
     with (
         tempfile.TemporaryDirectory() as scratch,
         Runner(folder, files, precision, threads, profile=Path(scratch)) as runner,
@@ -56,8 +56,8 @@ def executed(
             low = "int8" if any(kind in ("int8", "uint8") for kind in kinds) else "fp32"
             operator = args["op_name"]
             kind = "conversion" if operator in ("QuantizeLinear", "DequantizeLinear") else low
-            times[event["name"].removesuffix("_kernel_time"), operator, kind].append(event["dur"] / 1e3)
-    return [Executed(*key, ms=sum(t) / PROFILED) for key, t in times.items()]
+            times[operator, kind] += event["dur"] / 1e3 / PROFILED
+    return [Executed(*key, ms=ms) for key, ms in times.items()]
 
 
 class Runner:

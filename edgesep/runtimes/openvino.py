@@ -46,7 +46,7 @@ def executed(
     folder: Path, files: list[str], precision: str, threads: int | None, feeds: Mapping[str, np.ndarray]
 ) -> list[Executed]:
     """The kernels of one query, from OpenVINO's performance counters."""
-    times: dict[tuple[str, str, str], float] = defaultdict(float)
+    times: dict[tuple[str, str], float] = defaultdict(float)
     with Runner(folder, files, precision, threads, profile=True) as runner:
         for turn in range(PROFILED + 1):
             runner.run(feeds)
@@ -56,7 +56,7 @@ def executed(
                 kind = done.exec_type.rpartition("_")[2].lower()
                 low = {"i8": "int8", "u8": "int8", "bf16": "bf16", "fp16": "fp16"}.get(kind, "fp32")
                 name = "conversion" if done.node_type in ("FakeQuantize", "Convert") else low
-                times[done.node_name, done.node_type, name] += done.real_time.total_seconds() * 1e3 / PROFILED
+                times[done.node_type, name] += done.real_time.total_seconds() * 1e3 / PROFILED
     return [Executed(*key, ms=ms) for key, ms in times.items() if ms]
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from edgesep.separators.widths import Width
 from edgesep.spec import InputError, StreamSpec, TensorSpec
 
+ENGINE_LENGTHS_S = (0.25, 1.0, 10.0)  # for runtimes that compile for a range of lengths
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -147,9 +149,9 @@ class Separator:
         shapes = [[n if isinstance(n, int) else sizes[n] for n in spec.shape] for spec in self.inputs]
         return tuple(0.1 * torch.randn(shape, generator=r) for shape in shapes)
 
-    def profile(self, lengths_s: tuple[float, float, float]) -> dict[str, Any]:
+    def profile(self) -> dict[str, Any]:
         """Input name → its shapes at the shortest, usual and longest length, batch 1 (``runtimes.base.Shapes``)."""
-        inputs = [self.example_inputs(int(s * self.sample_rate_hz)) for s in lengths_s]
+        inputs = [self.example_inputs(int(s * self.sample_rate_hz)) for s in ENGINE_LENGTHS_S]
         shapes = zip(*([tuple(x.shape) for x in each] for each in inputs), strict=True)
         return dict(zip((s.name for s in self.inputs), shapes, strict=True))
 

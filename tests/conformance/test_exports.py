@@ -40,7 +40,7 @@ def built(module, separator, model, folder, native=False):
     form = folder / "model.onnx"
     onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
     library = kernels.library(module.PACKAGE) if native else None
-    files = module.build(form, folder, "fp32", separator.profile((0.25, 1.0, 10.0)), library)
+    files = module.build(form, folder, "fp32", separator.profile(), library)
     if library:
         shutil.copyfile(library, folder / kernels.file_name(module.PACKAGE))
         files.append(kernels.file_name(module.PACKAGE))
