@@ -125,3 +125,35 @@ def deployed(recipe, tmp_path_factory):
 
     store = Store(tmp_path_factory.getbasetemp() / "cache")
     return deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=store), store
+
+
+@pytest.fixture(scope="session")
+def separator():
+    """A TDANet with attention over time and random weights, small and yet wide enough to compress."""
+    import torch
+
+    from edgesep.separators import tdanet
+
+    torch.manual_seed(1)
+    config = {"out_channels": 16, "in_channels": 32, "num_blocks": 2, "upsampling_depth": 3}
+    return tdanet.create({**config, "enc_kernel_size": 4, "num_sources": 2}, 8000)
+
+
+@pytest.fixture
+def context(separator, mixtures, tmp_path):
+    """What passes are given beside it."""
+    from edgesep.calibration import MixtureSet
+    from edgesep.passes.base import Context
+
+    mixture_set = MixtureSet.open(mixtures, 8000)
+    return Context(separator, mixture_set, mixture_set, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def exported(separator, tmp_path_factory) -> Path:
+    """Its float export."""
+    from edgesep import graph
+
+    path = tmp_path_factory.mktemp("export") / "fp32.onnx"
+    graph.export_onnx(separator, separator.module, path)
+    return path

@@ -33,26 +33,6 @@ from edgesep.verify import output_snr_db
 GOLDEN = ("tdanet_small", "tdanetbest_small", "spmamba_small", "tfacm_released_small")  # IIANet: nothing to rewrite
 
 
-@pytest.fixture(scope="module")
-def separator():
-    torch.manual_seed(1)
-    config = {"out_channels": 16, "in_channels": 32, "num_blocks": 2, "upsampling_depth": 3}
-    return tdanet.create({**config, "enc_kernel_size": 4, "num_sources": 2}, 8000)
-
-
-@pytest.fixture
-def context(separator, mixtures, tmp_path):
-    mixture_set = MixtureSet.open(mixtures, 8000)
-    return Context(separator, mixture_set, mixture_set, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def exported(separator, tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "fp32.onnx"
-    graph.export_onnx(separator, separator.module, path)
-    return path
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_lowering_changes_nothing_but_the_form(golden, name, context):
     separator = load_separator(golden(name).checkpoint)
@@ -271,16 +251,20 @@ def test_layers_are_counted_with_all_iterations(separator, exported):
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_the_audit_tells_which_precision_ran(fitted, name, tmp_path, golden, mixtures):
-    if name == "onnxruntime":
-        bundle = open_bundle(fitted[0].path)
-    else:
-        recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, target(name), target(name, "int8"))
-        bundle = open_bundle(deploy(recipe, tmp_path / "bundle").path)
-    rows = {row["precision"]: row for row in audit.bundle_rows(bundle, threads=1)}
-    assert rows["fp32"]["time_share"]["fp32"] > 0.9  # beside it there are conversions of indices
-    assert rows["int8"]["time_share"].get("int8", 0) > 0
-    assert sum(rows["int8"]["time_share"].values()) == pytest.approx(1, abs=1e-3)
+def test_the_audit_tells_which_precision_ran(separator, exported, context, tmp_path, name):
+    module = runtime(name)
+    form = getattr(module, "INT8", Int8Form())
+    Quantize(method="onnxruntime", mixtures=1)(separator, exported, tmp_path / "int8.onnx", context, form)
+    shares = {}
+    for precision, model in (("fp32", exported), ("int8", tmp_path / "int8.onnx")):
+        folder = tmp_path / precision
+        folder.mkdir()
+        files = module.build(model, folder, precision, separator.profile())
+        ran = module.executed(folder, files, precision, 1, audit.feeds_of(separator.describe()))
+        shares[precision] = audit.summary(ran)["time_share"]
+        assert sum(shares[precision].values()) == pytest.approx(1, abs=1e-3)
+    assert shares["fp32"]["fp32"] > 0.9  # beside it there are conversions of indices
+    assert shares["fp32"].get("int8", 0) < 0.01 < shares["int8"]["int8"]
 
 
 def test_a_build_that_brings_nothing_is_rejected_with_the_operators_to_blame(monkeypatch):

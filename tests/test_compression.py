@@ -8,36 +8,12 @@ import pytest
 import torch
 
 from edgesep import InputError, graph, passes
-from edgesep.calibration import MixtureSet
 from edgesep.int8 import quantized_share
-from edgesep.passes.base import Context
 from edgesep.passes.finetune import Finetune
 from edgesep.passes.prune import Prune
 from edgesep.passes.quantize import Quantize
 from edgesep.runtimes import runtime
-from edgesep.separators import tdanet
 from edgesep.verify import output_snr_db
-
-
-@pytest.fixture(scope="module")
-def separator():
-    """Small, with attention over time, and wide enough to prune."""
-    torch.manual_seed(1)
-    config = {"out_channels": 16, "in_channels": 32, "num_blocks": 2, "upsampling_depth": 3}
-    return tdanet.create({**config, "enc_kernel_size": 4, "num_sources": 2}, 8000)
-
-
-@pytest.fixture
-def context(separator, mixtures, tmp_path):
-    mixture_set = MixtureSet.open(mixtures, 8000)
-    return Context(separator, mixture_set, mixture_set, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def exported(separator, tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "fp32.onnx"
-    graph.export_onnx(separator, separator.module, path)
-    return path
 
 
 @pytest.mark.parametrize("method", ["neural-compressor", "onnxruntime"])
@@ -72,9 +48,9 @@ def test_model_input_and_output_stay_float(separator, exported, context, tmp_pat
 
 
 def test_named_submodules_stay_float(separator, exported, context, tmp_path):
-    quantize = Quantize(mixtures=1)
+    quantize = Quantize(method="onnxruntime", mixtures=1)
     all_of_them = quantize(separator, exported, tmp_path / "a.onnx", context).report["quantized_macs_share"]
-    fewer = Quantize(mixtures=1, keep_float=("bottleneck", "mask_net.1"))
+    fewer = Quantize(method="onnxruntime", mixtures=1, keep_float=("bottleneck", "mask_net.1"))
     assert fewer(separator, exported, tmp_path / "b.onnx", context).report["quantized_macs_share"] < all_of_them
 
 
