@@ -209,6 +209,7 @@ def test_int8_forms_are_those_of_the_target(separator, exported, context, tmp_pa
     assert readers == ["QuantizeLinear"]
 
 
+@pytest.mark.slow  # three builds, an engine among them
 def test_every_runtime_takes_its_own_form_of_one_separator(golden, mixtures, tmp_path):
     separator = load_separator(golden("tdanet_small").checkpoint)
     mixture_set = MixtureSet.open(mixtures, separator.sample_rate_hz)
@@ -224,6 +225,7 @@ def test_every_runtime_takes_its_own_form_of_one_separator(golden, mixtures, tmp
         assert module.build(folder / "model.onnx", folder, "int8", separator.profile())
 
 
+@pytest.mark.slow  # an export with LSTMs
 def test_lstms_multiply_in_int8_where_the_runtime_can(golden, mixtures, tmp_path):
     separator = load_separator(golden("tfacm_released_small").checkpoint)
     mixture_set = MixtureSet.open(mixtures, separator.sample_rate_hz)
