@@ -143,16 +143,14 @@ def compression() -> str:
     for row in rows("compression"):
         parts.setdefault(row["part"], []).append(row)
     lines = [
-        "| separator | runtime | budget, mean dB | MACs in INT8 | drop dB | worst 5 % dB | times smaller"
-        " | times fp32's speed |",
-        "|" + "---|" * 8,
+        "| separator | runtime | budget, mean dB | MACs in INT8 | drop dB | worst 5 % dB | times smaller |",
+        "|" + "---|" * 7,
     ]
     for r in (*parts.get("int8", ()), *parts.get("budget", ())):
         share = ", ".join(f"{v:.0%}" for v in r["quantized_macs_share"].values())
-        speed = "-" if r.get("times_fp32_speed") is None else f"{r['times_fp32_speed']:.2f}"
         lines.append(
             f"| {r['separator']} | {r['runtime']} | {r['limit_db']:g} | {share} | {r['drop_db']:.3f}"
-            f" | {r['drop_worst5_db']:.3f} | {r['times_smaller']:.2f} | {speed} |"
+            f" | {r['drop_worst5_db']:.3f} | {r['times_smaller']:.2f} |"
         )
     if "pruned" in parts:
         lines += ["", "Pruned, recovered by fine-tuning on mixtures of training voices, then INT8 (OpenVINO):", ""]
