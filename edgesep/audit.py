@@ -65,7 +65,7 @@ def summary(kernels: Sequence[Executed]) -> dict[str, Any]:
 
 
 def compare(
-    low: Artifact, plain: Artifact, separator: dict[str, Any], seconds: float = 2.0, threads: int | None = None
+    low: Artifact, plain: Artifact, separator: dict[str, Any], seconds: float = 1.0, threads: int | None = None
 ) -> dict[str, Any]:
     """A build of lower precision against the float one of the same runtime, paired in one run.
 

@@ -51,6 +51,7 @@ def test_every_command_runs(workplace):
     run([sys.executable, "-c", blocks("python")[0]], workplace)
 
 
+@pytest.mark.slow  # a search, an audit and a look at the ranges
 def test_compression_holds_the_budget(workplace):
     write_set(workplace / "sets" / "train")
     compress, audit, ranges = (line.split("#")[0].split() for line in blocks("sh")[1].splitlines())
