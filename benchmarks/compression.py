@@ -19,10 +19,12 @@ Figures are those of the test set, which no search looks at. Interrupted runs re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from edgesep import measure, verify
 from edgesep.calibration import MixtureSet
 from edgesep.line import Line, deploy
 from edgesep.recipe import CriteriaSection, DataSection, Recipe, SeparatorSection, StreamSection, TargetSection
+from edgesep.runtimes import int8_form, runtime
 from edgesep.store import Store
 
 HERE = Path(__file__).parent
@@ -92,8 +95,7 @@ def int8(name: str, store: Store, limit_db: float, worst5_db: float | None) -> I
     for row in rows:
         if row["precision"] != "int8":
             continue
-        form = {"onnxruntime": True}.get(row["runtime"], False)
-        mine = [r for r in fitted if r["report"]["form"]["outputs"] == form]
+        mine = [r for r in fitted if r["report"]["form"] == asdict(int8_form(row["runtime"]))]
         yield {
             "runtime": row["runtime"],
             "limit_db": limit_db,
@@ -135,7 +137,7 @@ def pruned(name: str, store: Store, train: Path, steps: int) -> Iterator[dict[st
 
 def sensitivity(name: str, store: Store) -> Iterator[dict[str, Any]]:
     line = Line(recipe(name, [*LOWER, FIT], 0.1, 0.3, runtimes=("onnxruntime",), precisions=("int8",)), store, said)
-    for report in line._compressed()[-1]:
+    for report in line.compressed()[-1]:
         if report["pass"] == "quantize":
             for layer in report["report"]["fit"]["layers"]:
                 yield {"graph": report["graph"], **layer}
@@ -159,10 +161,11 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     from edgesep import graph, kernels
     from edgesep.bundle import Artifact, Separating
     from edgesep.ops import onnx_forms
-    from edgesep.runtimes import runtime
 
     line = Line(recipe(name, [*LOWER, FIT], 0.1, 0.3), store, said)
-    separator, _, models, _, _ = line._compressed()
+    if line.stream:
+        return  # the others know no streams
+    separator, _, models, _, _ = line.compressed()
     original = line.original
     facts = separator.describe() | {"front_end": None}
     feeds = [{s.name: original.tensors(m.inputs())[s.name] for s in original.inputs} for m in line.calibration]
@@ -174,7 +177,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
         def get_next(self) -> Any:
             return next(self.left, None)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         plain = folder / "plain.onnx"
         graph.export_onnx(original, original.module, plain)
@@ -196,7 +199,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
         files["nncf", "openvino"] = (folder, ["nncf.xml", "nncf.bin"])
         for kind in RUNTIMES:
             for what, precision in (("float", "fp32"), ("edgesep", "int8")):
-                source = next(m for (p, form), (m, _) in models.items() if p == precision and fits(kind, form))
+                source, _ = models[precision, int8_form(kind) if precision == "int8" else None]
                 mine = folder / f"{what}-{kind}"
                 mine.mkdir()
                 onnx_forms.write_form(source, mine / "model.onnx", native=native, chunked=False)
@@ -218,7 +221,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
         for (what, kind), (where, names) in files.items():
             artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names))
             try:
-                run = Separating(artifact, facts, 1).__enter__()
+                run = stack.enter_context(Separating(artifact, facts, 1))
                 items = (
                     (tuple(original.tensors(m.inputs())[s.name] for s in original.inputs), m.sources, r)
                     for m, r in test
@@ -239,10 +242,6 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
                 "p50_ms": round(float(mine_ms), 3),
                 "times_fp32_speed": round(float(base / mine_ms), 3),
             }
-
-
-def fits(kind: str, form: Any) -> bool:
-    return form is None or form.outputs == (kind == "onnxruntime")
 
 
 def main() -> None:

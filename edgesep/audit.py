@@ -23,12 +23,6 @@ NOISE = 0.03  # two builds whose medians differ by less than this share take the
 SMALLER = 0.9  # of the float build's size: files differ by a few names, too
 
 
-def feeds_of(described: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Noise for one query of a graph: a second of audio, or one call of a stream."""
-    rng = np.random.default_rng(0)
-    return {k: (0.1 * rng.standard_normal(v)).astype(np.float32) for k, v in described["second"].items()}
-
-
 def executed(artifact: Artifact, separator: dict[str, Any], threads: int | None = None) -> list[Executed]:
     """The kernels of one query, front-end first.
 
@@ -38,12 +32,10 @@ def executed(artifact: Artifact, separator: dict[str, Any], threads: int | None 
     module = runtime(artifact.runtime)
     if not hasattr(module, "executed"):
         raise UnsupportedError(f"{artifact.runtime} does not tell which kernels it ran")
-    graphs = artifact.graphs()
-    described = [separator["front_end"], separator][-len(graphs) :]
     found: list[Executed] = []
-    for graph, facts in zip(graphs, described, strict=True):
-        files = list(graph.files)
-        found += module.executed(graph.folder, files, graph.precision, threads or artifact.threads, feeds_of(facts))
+    for graph, facts in artifact.described(separator):
+        files, feeds = list(graph.files), measure.noise(facts["second"])
+        found += module.executed(graph.folder, files, graph.precision, threads or artifact.threads, feeds)
     return found
 
 
@@ -119,12 +111,12 @@ def bundle_rows(
 
 def _query(run: Separating, separator: dict[str, Any]) -> Callable[[], Any]:
     front = separator["front_end"]
-    inputs = list(feeds_of(separator).values())
+    inputs = list(measure.noise(separator["second"]).values())
     if run.hops is not None:
         samples, hops = inputs[0][0], run.hops
         return lambda: hops.call(samples)
     if front:
-        inputs[-1:] = feeds_of(front).values()
+        inputs[-1:] = measure.noise(front["second"]).values()
     return lambda: run(*inputs)
 
 

@@ -32,9 +32,7 @@ def row(
         "threads": threads or artifact.threads,
         "graphs": [
             {"folder": str(g.folder), "files": list(g.files), "inputs": f["second"]}
-            for g, f in zip(
-                artifact.graphs(), [separator["front_end"], separator][-len(artifact.graphs()) :], strict=True
-            )
+            for g, f in artifact.described(separator)
         ],
         "seconds": seconds,
         "stream": separator.get("stream"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,21 +107,17 @@ class Trials:
 
 def _artifact(model: Path) -> Artifact:
     """A Q/DQ file as an artifact of ONNX Runtime, with native kernels where it needs some and they can be had."""
-    folder, files = model.parent, [model.name]
+    module, built, library = runtime("onnxruntime"), model.parent / "built", None
     if onnx_forms.is_native(onnx.load(model)):
         try:
             library = kernels.library("onnxruntime")
-            (folder / library.name).write_bytes(library.read_bytes())
-            library = (folder / library.name).rename(folder / kernels.file_name("onnxruntime"))
-            files.append(library.name)
         except (UnsupportedError, BuildError):
             onnx_forms.write_form(model, model, native=False, chunked=False)
-    module = runtime("onnxruntime")
-    built = folder / "built"
     built.mkdir(exist_ok=True)
-    for name in files[1:]:
-        (folder / name).replace(built / name)
-    files[0] = module.build(model, built, "int8", {})[0]
+    files = module.build(model, built, "int8", {})
+    if library:
+        files.append(kernels.file_name("onnxruntime"))
+        shutil.copyfile(library, built / files[-1])
     return Artifact("onnxruntime", "int8", None, built, tuple(files))
 
 

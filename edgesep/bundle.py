@@ -82,6 +82,10 @@ class Artifact:
         """In the order in which they run."""
         return (self,) if self.front_end is None else (self.front_end, self)
 
+    def described(self, facts: dict[str, Any]) -> tuple[tuple[Artifact, dict[str, Any]], ...]:
+        """Each graph with what a manifest's ``separator`` says of it."""
+        return tuple(zip(self.graphs(), [facts["front_end"], facts][-len(self.graphs()) :], strict=True))
+
     def size_mb(self) -> float:
         return sum((g.folder / f).stat().st_size for g in self.graphs() for f in g.files) / 1e6
 
@@ -125,10 +129,9 @@ class Separating:
         self._stack = contextlib.ExitStack()
         self._stream = StreamSpec.from_json(facts["stream"]) if facts.get("stream") else None
         self.hops: stream.Hops | None = None
-        described = [facts] if artifact.front_end is None else [facts["front_end"], facts]
         self._graphs = [
             (graph.runner(threads), [i["name"] for i in fact["inputs"]], fact["outputs"][0]["name"])
-            for graph, fact in zip(artifact.graphs(), described, strict=True)
+            for graph, fact in artifact.described(facts)
         ]
 
     def __enter__(self) -> Self:

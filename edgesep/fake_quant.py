@@ -44,8 +44,6 @@ class RoundedProducts:
         for name, part in self.layers.items():
             self._hooks.append(part.register_forward_pre_hook(self._hook(name)))
             parametrize.register_parametrization(part, "weight", Rounded())
-        for each in module.modules():
-            each.rounded = True  # type: ignore[assignment]  # the training kernels would pass the hooks by
 
     def _hook(self, name: str) -> Any:
         def round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -77,5 +75,3 @@ class RoundedProducts:
             hook.remove()
         for part in self.layers.values():
             parametrize.remove_parametrizations(part, "weight", leave_parametrized=False)
-        for each in self.module.modules():
-            del each.rounded

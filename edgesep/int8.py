@@ -114,12 +114,12 @@ def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
     return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
 
 
-def layer_macs(exported: onnx.ModelProto, separator: Separator) -> dict[str, tuple[str, int]]:
-    """Layers that can be quantized: their operator and multiply-accumulates, all iterations together."""
-    found: dict[str, tuple[str, int]] = {}
-    for node, macs, _ in counted_macs(exported, separator):
-        if node.op_type in (*QUANTIZED, "LSTM"):
-            found[layer_of(node)] = node.op_type, found.get(layer_of(node), ("", 0))[1] + macs
+def layer_macs(counted: list[tuple[onnx.NodeProto, int, bool]], operators: Container[str]) -> dict[str, int]:
+    """Multiply-accumulates of each layer of these operators, all iterations together, from ``counted_macs``."""
+    found: dict[str, int] = {}
+    for node, macs, _ in counted:
+        if node.op_type in operators:
+            found[layer_of(node)] = found.get(layer_of(node), 0) + macs
     return found
 
 

@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from edgesep.passes.base import Context, Tick, silent
 from edgesep.recipe import Recipe, TargetSection, read_recipe
 from edgesep.report import write_pages
 from edgesep.results import Results
-from edgesep.runtimes import runtime
+from edgesep.runtimes import int8_form, runtime
 from edgesep.runtimes.base import Int8Form
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
@@ -154,7 +155,7 @@ class Line:
 
     def _run(self, out: Path, partial: Path) -> Deployed:
         references = self._references(self._loaded_key())
-        separator, front, models, front_models, reports = self._compressed()
+        separator, front, models, front_models, reports = self.compressed()
         facts = self._facts(separator)
         cases = golden.cases(self.original, self.test)
         golden.write(partial / "golden.npz", self.test, references, self.recipe.data.golden, cases)
@@ -186,7 +187,7 @@ class Line:
         replace_folder(partial, out)
         return Deployed(out, ok, tuple(rows), tuple(self.store.redone))
 
-    def _compressed(self) -> tuple[Separator, Separator | None, Models, Models, list[dict[str, Any]]]:
+    def compressed(self) -> tuple[Separator, Separator | None, Models, Models, list[dict[str, Any]]]:
         """All passes: the separator and its front-end as they are exported, their files, and what passes report."""
         separator, key, reports = self._torch_passes(self._loaded_key())
         separator = self._streaming(separator)
@@ -209,7 +210,7 @@ class Line:
         Raises:
             BuildError: no layer can be quantized within the budget.
         """
-        last = [r["report"]["fit"]["steps"][-1] for r in self._compressed()[-1] if r.get("fit")]
+        last = [r["report"]["fit"]["steps"][-1] for r in self.compressed()[-1] if r.get("fit")]
         return {name: round(sum(step[name] for step in last), 4) for name in ("drop_db", "worst5_drop_db")}
 
     def _loaded_key(self) -> dict[str, Any]:
@@ -221,6 +222,18 @@ class Line:
             "front_end": file_digest(self.recipe.separator.front_end) if self.recipe.separator.front_end else None,
             "kernels": kernels.sources_digest(),
         }
+
+    @cached_property
+    def _calibration_digest(self) -> str:
+        return self.calibration.digest()
+
+    @cached_property
+    def _train_digest(self) -> str:
+        return self.train.digest()
+
+    def _key(self, p: Any, of: dict[str, Any]) -> dict[str, Any]:
+        """What the outcome of a pass depends on; fields stand apart, because they may have any name."""
+        return {"of": of, "pass": _name(p), "fields": asdict(p), "calibration": self._calibration_digest}
 
     def _references(self, key: dict[str, Any]) -> list[np.ndarray]:
         """The float original's estimates on the test set."""
@@ -241,8 +254,7 @@ class Line:
         for p in self.passes:
             if p.stage != "torch":
                 continue
-            key = {"of": key, "pass": _name(p), "fields": asdict(p)}
-            key |= {"train": self.train.digest(), "calibration": self.calibration.digest()}
+            key = self._key(p, key) | {"train": self._train_digest}
             before = separator
 
             def make(folder: Path, p: Any = p, before: Separator = before) -> None:
@@ -259,7 +271,7 @@ class Line:
         self, p: Any, separator: Separator, key: dict[str, Any], reports: list[dict[str, Any]]
     ) -> tuple[Separator, dict[str, Any]]:
         """One pass on what is exported. Modules may be others afterwards, so its outcome is made again each time."""
-        key = {"of": key, "pass": _name(p), "fields": asdict(p), "calibration": self.calibration.digest()}
+        key = self._key(p, key)
         self.tick(0, 0, f"{_name(p)}: {separator.name}")
         result = p(separator, self._context(Path()))
         reports.append({"pass": _name(p), "graph": separator.name, **asdict(p), "report": result.report})
@@ -279,18 +291,12 @@ class Line:
         for p, (precision, form) in itertools.product(self.passes, wanted):
             if p.stage != "onnx" or p.precision != precision or form is None:
                 continue
-            step: dict[str, Any] = {
-                "of": key,
-                "pass": _name(p),
-                "fields": asdict(p),
-                "calibration": self.calibration.digest(),
-            }
-            step |= {"form": asdict(form)}
+            step = self._key(p, key) | {"form": asdict(form)}
             tried = self.store.lasting("trials", step)  # what was tried for one budget serves another
-            step |= {"criteria": asdict(self.recipe.limits()) if p.fit else None}
+            step |= {"criteria": asdict(self.recipe.limits()) if getattr(p, "fit", False) else None}
 
             def make(folder: Path, p: Any = p, form: Any = form, tried: Path = tried) -> None:
-                self.tick(0, 0, f"{_name(p)} ({p.method})")
+                self.tick(0, 0, f"{_name(p)}: {separator.name}")
                 result = p(separator, source, folder / "model.onnx", self._context(tried), form)
                 (folder / "report.json").write_text(json.dumps(result.report))
 
@@ -379,7 +385,7 @@ def _made_by(target: TargetSection) -> tuple[str, Int8Form | None]:
     """Which graph is behind a target: bf16 is a precision of the runtime, not of the graph."""
     if target.precision != "int8":
         return "fp32", None
-    return "int8", getattr(runtime(target.runtime), "INT8", Int8Form())
+    return "int8", int8_form(target.runtime)
 
 
 def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separator:

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ def _flags() -> list[str]:
     return (_cpuinfo("flags") or _cpuinfo("features")).split()
 
 
+def noise(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Quiet noise of these shapes by input name, always the same."""
+    rng = np.random.default_rng(0)
+    return {name: (0.1 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load and time one artifact in this process.
 
@@ -104,22 +110,20 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     before_mb = peak_rss_mb()
     module = runtime(job["runtime"])
-    rng = np.random.default_rng(0)
     calls = []
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         for graph in job["graphs"]:
             runner = module.Runner(Path(graph["folder"]), graph["files"], job["precision"], job["threads"])
             stack.enter_context(runner)
-            feeds = {k: (0.1 * rng.standard_normal(v)).astype(np.float32) for k, v in graph["inputs"].items()}
-            calls.append((runner, feeds))
+            calls.append((runner, noise(graph["inputs"])))
         load_ms = (time.perf_counter() - start) * 1e3
         if job.get("stream"):
             hops = Hops(calls[0][0].bound, StreamSpec.from_json(job["stream"]))
-            noise = (0.1 * rng.standard_normal(hops.spec.call_samples)).astype(np.float32)
+            samples = noise({"mixture": [hops.spec.call_samples]})["mixture"]
             if job.get("paced"):
-                return {"load_ms": round(load_ms, 1), **_paced(hops, noise, job), **_closing(module, before_mb)}
-            times = latencies_ms(lambda: hops.call(noise), job["seconds"], most=20_000)
+                return {"load_ms": round(load_ms, 1), **_paced(hops, samples, job), **_closing(module, before_mb)}
+            times = latencies_ms(lambda: hops.call(samples), job["seconds"], most=20_000)
         else:
             times = latencies_ms(lambda: [runner.run(feeds) for runner, feeds in calls], job["seconds"])
     return {
@@ -138,12 +142,12 @@ def _closing(module: Any, before_mb: float) -> dict[str, Any]:
     }
 
 
-def _paced(hops: Hops, noise: np.ndarray, job: Mapping[str, Any]) -> dict[str, Any]:
+def _paced(hops: Hops, samples: np.ndarray, job: Mapping[str, Any]) -> dict[str, Any]:
     from edgesep.paced import Load, paced
 
     period_s = hops.spec.call_samples / hops.spec.sample_rate_hz
     with Load() if job.get("load") else contextlib.nullcontext():
-        return paced(lambda: hops.call(noise), period_s, job["seconds"])
+        return paced(lambda: hops.call(samples), period_s, job["seconds"])
 
 
 def peak_rss_mb() -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from edgesep import kernels
 from edgesep.ops.selective_scan_torch import pointers
@@ -64,12 +65,12 @@ def wanted(module: nn.Module, x: Tensor) -> bool:
     """Whether this call is a training step that the kernels can take."""
     return (
         module.training
-        and not hasattr(module, "rounded")
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and kernels.core_if_possible() is not None
+        and not any(map(parametrize.is_parametrized, module.modules()))  # hooks of its layers would be passed by
     )
 
 

@@ -107,13 +107,13 @@ class Prune:
         return PassResult(pruned, True, report)
 
     def _latency_left(self, separator: Separator) -> Callable[[Separator], float]:
+        scratch = tempfile.TemporaryDirectory()  # goes with the function
+        x = {s.name: x.numpy() for s, x in zip(separator.inputs, _second(separator), strict=True)}
+        whole = self._built(separator, Path(scratch.name, "whole"))
+
         def left(pruned: Separator) -> float:
-            x = {s.name: x.numpy() for s, x in zip(separator.inputs, _second(separator), strict=True)}
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                self._built(separator, Path(folder, "a")) as before,
-                self._built(pruned, Path(folder, "b")) as after,
-            ):
+            folder = Path(tempfile.mkdtemp(dir=scratch.name), "pruned")
+            with whole as before, self._built(pruned, folder) as after:
                 calls = {"before": lambda: before.run(x), "after": lambda: after.run(x)}
                 times = measure.paired_ms(calls, 1.0)
             return float(np.median(times["after"]) / np.median(times["before"]))

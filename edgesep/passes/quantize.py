@@ -84,8 +84,8 @@ class Quantize:
         )
         exported = onnx.load(model)
         onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
-        able = (*QUANTIZED, "LSTM") if chosen.recurrent else QUANTIZED
-        macs = {name: count for name, (op, count) in layer_macs(exported, separator).items() if op in able}
+        counted = counted_macs(exported, separator)
+        macs = layer_macs(counted, (*QUANTIZED, "LSTM") if chosen.recurrent else QUANTIZED)
         graphs = (separator, context.original, context.original.front_end)
         modules = {name for g in graphs if g for name, _ in g.module.named_modules()}
         if unknown := [name for name in self.keep_float if name not in modules | set(macs)]:
@@ -105,7 +105,7 @@ class Quantize:
                 return trial
 
             trials = budget.Trials(separator, context, make, context.folder)
-            total = sum(count for _, count, _ in counted_macs(exported, separator))
+            total = sum(count for _, count, _ in counted)
             spare = sum(open_layers.values()) - self.least_macs_share * total
             try:
                 fitted = budget.fit(open_layers, spare, trials, context.criteria, context.tick)

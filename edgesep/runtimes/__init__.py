@@ -4,8 +4,7 @@ A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(m
 library)`` → file names, and ``Runner(folder, files, precision, threads)``; optionally ``CHUNKED_SCAN``, which portable
 form of the selective scan suits it, ``TAKES_KERNELS``, whether it runs the native one, ``INT8``, the
 ``base.Int8Form`` that it multiplies in INT8, and ``executed(folder, files, precision, threads, feeds)``, the kernels
-(``base.Executed``) of one query. It imports its own package
-and never torch (``eager`` excepted).
+(``base.Executed``) of one query. It imports its own package and never torch (``eager`` excepted).
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ import pkgutil
 from importlib import import_module
 from types import ModuleType
 
+from edgesep.runtimes.base import Int8Form
 from edgesep.spec import UnsupportedError
 
-__all__ = ["names", "runtime"]
+__all__ = ["int8_form", "names", "runtime"]
 
 
 def names() -> list[str]:
@@ -39,3 +39,9 @@ def runtime(name: str) -> ModuleType:
         raise UnsupportedError(
             f"runtime {name!r} is not installed here ({e}); install it with: pip install {package}"
         ) from e
+
+
+def int8_form(name: str) -> Int8Form:
+    """The Q/DQ graph that suits a runtime: its ``INT8``, else the plain one."""
+    form: Int8Form = getattr(runtime(name), "INT8", Int8Form())
+    return form
