@@ -316,7 +316,7 @@ def test_what_the_budget_leaves_is_spent_on_pruning(golden, mixtures, tmp_path, 
     monkeypatch.setattr(compress, "SHARES", (0.1, 0.3))
     made = compressed(
         SeparatorSection(checkpoint=golden("tdanet_small").checkpoint),
-        DataSection(calibration=mixtures, test=mixtures, golden=2),
+        DataSection(calibration=mixtures, test=mixtures, train=mixtures, golden=2),
         tmp_path / "bundle",
         budget_db=40.0,
         steps=2,
