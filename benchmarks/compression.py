@@ -54,12 +54,12 @@ def recipe(
     runtimes: tuple[str, ...] = RUNTIMES,
     precisions: tuple[str, ...] = ("fp32", "int8"),
 ) -> Recipe:
-    scan = "native" if name == "SPMamba" and "tensorrt" not in runtimes else "portable"
+    ops = "native" if name != "TFACM" and name != "HearingAid" and "tensorrt" not in runtimes else "portable"
     return Recipe(
         separator=SeparatorSection(checkpoint=Path(edgesep.__file__).parent / "demo" / f"{DEMOS[name]}.pth"),
         data=DataSection(calibration=SETS / "calibration", test=SETS / "test", train=train),
         passes=tuple(passes),
-        targets=tuple(TargetSection(runtime=r, precision=p, scan=scan) for r in runtimes for p in precisions),
+        targets=tuple(TargetSection(runtime=r, precision=p, ops=ops) for r in runtimes for p in precisions),
         criteria=CriteriaSection(max_si_snr_drop_db=limit_db, worst5_drop_db=worst5_db),
         stream=StreamSection(hops_per_call=1, context_s=0.5) if name == "HearingAid" else None,
     )
@@ -182,7 +182,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
         plain = folder / "plain.onnx"
         graph.export_onnx(original, original.module, plain)
         native = onnx_forms.is_native(onnx.load(plain))
-        onnx_forms.write_form(plain, plain, native=False, chunked=False)
+        onnx_forms.write_form(plain, plain)
         files: dict[tuple[str, str], tuple[Path, list[str]]] = {}
         for what, only in (("onnxruntime, all", None), ("onnxruntime, products", ["Conv", "MatMul", "Gemm"])):
             file = f"{what.partition(', ')[2]}.onnx"
@@ -202,7 +202,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
                 source, _ = models[precision, int8_form(kind) if precision == "int8" else None]
                 mine = folder / f"{what}-{kind}"
                 mine.mkdir()
-                onnx_forms.write_form(source, mine / "model.onnx", native=native, chunked=False)
+                onnx_forms.write_form(source, mine / "model.onnx", runtime(kind), native=native)
                 made = runtime(kind).build(mine / "model.onnx", mine, precision, {})
                 if native:
                     library = mine / kernels.file_name(kind)

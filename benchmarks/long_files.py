@@ -53,7 +53,7 @@ def child(job: dict[str, Any]) -> None:
         block_s=job["block_s"],
         runtime=job["runtime"],
         precision=job["precision"],
-        scan=job.get("scan"),
+        ops=job.get("ops"),
         threads=1,
     )
     seconds = time.perf_counter() - start

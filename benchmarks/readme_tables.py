@@ -33,7 +33,7 @@ def runtimes() -> str:
     """The newest run of each separator, length and thread count."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows("runtimes"):
-        artifact = row["runtime"], row["precision"] + (f", {row['scan']} scan" if "scan" in row else "")
+        artifact = row["runtime"], row["precision"] + (f", {row['ops']}" if "ops" in row else "")
         newest[row["separator"], row["audio_s"], row["threads"], *artifact] = row
     lines = ["| separator | audio | threads | runtime | precision | p50 ms | times eager's speed | drop dB |"]
     lines.append("|" + "---|" * 8)
@@ -72,7 +72,7 @@ def long_files() -> str:
     """A minute through every artifact: whole, and in blocks."""
     found: dict[tuple[str, ...], dict[float | None, dict[str, Any]]] = {}
     for row in rows("long_files"):
-        form = row["precision"] + (f", {row['scan']} scan" if "scan" in row else "")
+        form = row["precision"] + (f", {row['ops']}" if "ops" in row else "")
         found.setdefault((row["separator"], row["runtime"], form), {})[row["block_s"]] = row
     lengths = sorted({block for by_block in found.values() for block in by_block if block})
     heads = [f"{block:g} s blocks: peak MB, SNR to whole" for block in lengths]

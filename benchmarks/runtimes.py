@@ -31,7 +31,7 @@ EAGER = ("eager", "fp32", None)
 
 def key(row: dict[str, Any]) -> tuple[str, str, str | None]:
     """What tells an artifact's row from the others."""
-    return row["runtime"], row["precision"], row.get("scan")
+    return row["runtime"], row["precision"], row.get("ops")
 
 
 def spread(times_ms: list[float], base_ms: list[float]) -> tuple[float, float, float]:
@@ -83,17 +83,17 @@ def main() -> None:
     }
     print(f"{bundle.name}, {args.audio} s of audio, {args.threads} thread(s), {len(base)} rounds")
     with args.out.open("a") as f:
-        for (runtime, precision, scan), found in times.items():
+        for (runtime, precision, ops), found in times.items():
             ratio, low, high = spread(found, base)
-            row = {"runtime": runtime, "precision": precision} | ({"scan": scan} if scan else {})
+            row = {"runtime": runtime, "precision": precision} | ({"ops": ops} if ops else {})
             row["p50_ms"] = round(float(np.median(found)), 3)
             row |= {"faster_than_eager": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
             row |= {
                 "rtf": round(float(np.median(found)) / 1e3 / args.audio, 5),
-                "drop_db": drops[runtime, precision, scan],
+                "drop_db": drops[runtime, precision, ops],
             }
             f.write(json.dumps({**row, **common}) + "\n")
-            what = f"{runtime:12s} {precision:5s} {scan or '':8s}"
+            what = f"{runtime:12s} {precision:5s} {ops or '':8s}"
             print(f"{what} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
 
 

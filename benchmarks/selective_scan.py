@@ -152,7 +152,7 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
             for form in ("portable", "native"):
                 module, folder = runtime(name), Path(root, f"{name}-{form}")
                 folder.mkdir()
-                onnx_forms.write_form(exported, folder / "model.onnx", native=form == "native", chunked=False)
+                onnx_forms.write_form(exported, folder / "model.onnx", module, native=form == "native")
                 library = kernels.library(name) if form == "native" else None
                 files = module.build(folder / "model.onnx", folder, "fp32", {}, library)
                 if library:

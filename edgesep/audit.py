@@ -82,8 +82,8 @@ def compare(
 
 
 def float_builds(artifacts: Iterable[Artifact]) -> dict[tuple[str, str | None], Artifact]:
-    """The float artifact of each runtime and scan that runs here."""
-    return {(a.runtime, a.scan): a for a in artifacts if a.precision == "fp32" and not a.note}
+    """The float artifact of each runtime and kind of operators that runs here."""
+    return {(a.runtime, a.ops): a for a in artifacts if a.precision == "fp32" and not a.note}
 
 
 def bundle_rows(
@@ -94,7 +94,7 @@ def bundle_rows(
     plain = float_builds(bundle.artifacts)
     for artifact in bundle.artifacts:
         tick(artifact.name)
-        row, base = artifact.label(), plain.get((artifact.runtime, artifact.scan))
+        row, base = artifact.label(), plain.get((artifact.runtime, artifact.ops))
         try:
             if artifact.note:
                 raise UnsupportedError(artifact.note)

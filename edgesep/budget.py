@@ -112,7 +112,7 @@ def _artifact(model: Path) -> Artifact:
         try:
             library = kernels.library("onnxruntime")
         except (UnsupportedError, BuildError):
-            onnx_forms.write_form(model, model, native=False, chunked=False)
+            onnx_forms.write_form(model, model)
     built.mkdir(exist_ok=True)
     files = module.build(model, built, "int8", {})
     if library:

@@ -26,7 +26,7 @@ from edgesep import bench, blocks, kernels, stream, verify, video
 from edgesep.runtimes import runtime
 from edgesep.spec import Criteria, InputError, StreamSpec, UnsupportedError, VerificationError
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 
 
@@ -41,7 +41,7 @@ class Artifact:
         files: their names, the one to load first.
         note: why it was not run on the build host, or empty.
         front_end: the same build of the front-end.
-        scan: native or portable, for separators that have one.
+        ops: native or portable, for separators that can be both.
         rejected: why another precision of the same runtime is to be preferred, or empty.
     """
 
@@ -52,12 +52,12 @@ class Artifact:
     files: tuple[str, ...]
     note: str = ""
     front_end: Artifact | None = None
-    scan: str | None = None
+    ops: str | None = None
     rejected: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.runtime} {self.precision}" + (", native scan" if self.scan == "native" else "")
+        return f"{self.runtime} {self.precision}" + (", native operators" if self.ops == "native" else "")
 
     def available(self) -> None:
         """Check that this machine has what the artifact needs.
@@ -71,7 +71,7 @@ class Artifact:
 
     def label(self) -> dict[str, Any]:
         """What tells it from the others, at the head of its rows."""
-        return {"runtime": self.runtime, "precision": self.precision} | ({"scan": self.scan} if self.scan else {})
+        return {"runtime": self.runtime, "precision": self.precision} | ({"ops": self.ops} if self.ops else {})
 
     def runner(self, threads: int | None = None) -> Any:
         """A runner of this artifact (see ``runtimes.base.Runner``)."""
@@ -98,7 +98,7 @@ class Artifact:
             "folder": self.folder.relative_to(root).as_posix(),
             "files": list(self.files),
             "note": self.note,
-            "scan": self.scan,
+            "ops": self.ops,
             "rejected": self.rejected,
         }
         return entry if self.front_end is None else entry | {"front_end": self.front_end.to_json(root)}
@@ -114,7 +114,7 @@ class Artifact:
             tuple(entry["files"]),
             entry["note"],
             None if front is None else cls.from_json(front, root),
-            entry["scan"],
+            entry["ops"],
             entry["rejected"],
         )
 
@@ -185,7 +185,7 @@ class Bundle:
         self.artifacts = tuple(Artifact.from_json(a, path) for a in manifest["artifacts"])
         self.criteria = Criteria(**manifest["criteria"])
 
-    def artifact(self, runtime: str | None = None, precision: str | None = None, scan: str | None = None) -> Artifact:
+    def artifact(self, runtime: str | None = None, precision: str | None = None, ops: str | None = None) -> Artifact:
         """The first artifact that fits and can run here; those that were rejected come last.
 
         Raises:
@@ -195,12 +195,11 @@ class Bundle:
             a
             for a in self.artifacts
             if all(
-                asked in (None, held)
-                for asked, held in ((runtime, a.runtime), (precision, a.precision), (scan, a.scan))
+                asked in (None, held) for asked, held in ((runtime, a.runtime), (precision, a.precision), (ops, a.ops))
             )
         ]
         if not fitting:
-            asked = " ".join(x for x in (runtime, precision, scan and f"{scan} scan") if x)
+            asked = " ".join(x for x in (runtime, precision, ops and f"{ops} operators") if x)
             held = ", ".join(a.name for a in self.artifacts)
             raise UnsupportedError(f"{self.path} holds no artifact for {asked}; it holds {held}")
         reasons = []
@@ -221,11 +220,11 @@ class Bundle:
         runtime: str | None = None,
         *,
         precision: str | None = None,
-        scan: str | None = None,
+        ops: str | None = None,
         threads: int | None = None,
     ) -> Any:
         """A runner, to be entered: ``with bundle.runner("onnxruntime") as r: r.run({"mixture": x})``."""
-        return self.artifact(runtime, precision, scan).runner(threads)
+        return self.artifact(runtime, precision, ops).runner(threads)
 
     def separating(self, artifact: Artifact, threads: int | None = None) -> Separating:
         return Separating(artifact, self.manifest["separator"], threads)
@@ -239,7 +238,7 @@ class Bundle:
         block_s: float | None = None,
         runtime: str | None = None,
         precision: str | None = None,
-        scan: str | None = None,
+        ops: str | None = None,
         threads: int | None = None,
     ) -> np.ndarray:
         """Separate ``(samples,)`` or ``(batch, samples)`` at ``sample_rate_hz`` → sources on the second last axis.
@@ -248,7 +247,7 @@ class Bundle:
             mouth: video of the wanted speaker's mouth, for audio-visual separators (one mixture at a time).
             late_s: how much later than the audio the video starts.
             block_s: separate in overlapping blocks of this length, in bounded memory (see ``blocks``).
-            runtime, precision, scan: which artifact; by default the first that can run here.
+            runtime, precision, ops: which artifact; by default the first that can run here.
 
         Raises:
             InputError: too short, silent, or with NaN; video missing, or of another length than the audio.
@@ -264,7 +263,7 @@ class Bundle:
             raise InputError("mixture is silent, there is nothing to separate")
         inputs = (np.atleast_2d(x), *self._video(x, mouth, late_s))
         block = None if block_s is None else self.block_samples(block_s)
-        with self.separating(self.artifact(runtime, precision, scan), threads) as run:
+        with self.separating(self.artifact(runtime, precision, ops), threads) as run:
             if block is None:
                 estimates = run(*inputs)
             else:

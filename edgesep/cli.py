@@ -128,7 +128,7 @@ def export(
     config: Config = None,
     front_end: FrontEnd = None,
     variant: Variant = None,
-    native: Annotated[bool, typer.Option("--native", help="SPMamba: compiled kernels for the selective scan")] = False,
+    native: Annotated[bool, typer.Option("--native", help="operators on kernels compiled for this machine")] = False,
 ) -> None:
     """Export a checkpoint in float32 for one runtime, checked against the original where it can run here.
 
@@ -200,7 +200,7 @@ def separate(
     out: Annotated[Path, typer.Option(help="folder for one WAV per source")],
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
-    scan: Annotated[str | None, typer.Option(help="SPMamba: native or portable")] = None,
+    ops: Annotated[str | None, typer.Option(help="operators: native or portable")] = None,
     threads: Threads = None,
     mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
     late_s: Annotated[float, typer.Option(min=0, help="seconds by which the video starts after the audio")] = 0.0,
@@ -228,7 +228,7 @@ def separate(
             block_s=block_s,
             runtime=runtime,
             precision=precision,
-            scan=scan,
+            ops=ops,
             threads=threads,
         )
     _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)

@@ -48,7 +48,7 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     table = Table()
     shown = report.headings(rows)
     for _, head in shown:
-        table.add_column(head, justify="left" if head in ("runtime", "precision", "scan", "status") else "right")
+        table.add_column(head, justify="left" if head in ("runtime", "precision", "ops", "status") else "right")
     for row in rows:
         text = report.cells(row)
         table.add_row(*(text[i] for i, _ in shown))

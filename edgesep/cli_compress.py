@@ -28,7 +28,7 @@ def compress(
     config: Config = None,
     front_end: FrontEnd = None,
     variant: Variant = None,
-    scan: Annotated[str, typer.Option(help="SPMamba: native or portable")] = "portable",
+    ops: Annotated[str, typer.Option(help="operators: native or portable")] = "portable",
     hops_per_call: Annotated[int | None, typer.Option(min=1, help="compress the stream of so many hops a call")] = None,
     context_s: Annotated[
         float | None, typer.Option(min=0.001, help="with --hops-per-call: past that attention sees")
@@ -44,8 +44,8 @@ def compress(
     from edgesep.compress import compress as run
     from edgesep.recipe import DataSection, SeparatorSection, StreamSection
 
-    if scan not in ("native", "portable"):
-        raise EdgesepError(f"--scan {scan!r} is not known, use native or portable")
+    if ops not in ("native", "portable"):
+        raise EdgesepError(f"--ops {ops!r} is not known, use native or portable")
     if context_s is not None and hops_per_call is None:
         raise EdgesepError("--context-s is for streams; give --hops-per-call too")
     stream = StreamSection(hops_per_call=hops_per_call, context_s=context_s) if hops_per_call else None
@@ -58,7 +58,7 @@ def compress(
             worst5_db=worst5_db,
             runtime=runtime,
             steps=steps,
-            scan="native" if scan == "native" else "portable",
+            ops="native" if ops == "native" else "portable",
             stream=stream,
             tick=tick,
         )

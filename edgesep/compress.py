@@ -47,7 +47,7 @@ def compress(
     worst5_db: float | None = None,
     runtime: str = "onnxruntime",
     steps: int = 600,
-    scan: Literal["portable", "native"] = "portable",
+    ops: Literal["portable", "native"] = "portable",
     stream: StreamSection | None = None,
     store: Store | None = None,
     tick: Tick = silent,
@@ -68,7 +68,7 @@ def compress(
         raise InputError(f"a budget of {min(budget_db, limit)} dB leaves nothing to gain; give one above 0, as 0.2")
     shutil.rmtree(claim(out))  # refused now, not after the search
     criteria = CriteriaSection(max_si_snr_drop_db=budget_db, worst5_drop_db=limit)
-    targets = tuple(TargetSection(runtime=runtime, precision=p, scan=scan) for p in ("fp32", "int8"))
+    targets = tuple(TargetSection(runtime=runtime, precision=p, ops=ops) for p in ("fp32", "int8"))
 
     def line(share: float) -> Line:
         passes: list[dict[str, Any]] = [

@@ -27,7 +27,7 @@ def export_checked(
     A front-end is exported too, as a graph of its own in ``out/front-end``.
 
     Args:
-        native: leave the selective scan to the native kernels, whose library is put beside the graph.
+        native: leave what can be to the native kernels, whose library is put beside the graph.
 
     Returns:
         The files written, and a sentence for each graph with its output SNR in dB.
@@ -65,13 +65,13 @@ def _export(
     model = folder / "model.onnx"
     graph.export_onnx(separator, separator.module, model)
     library = None
-    if native and onnx_forms.is_native(onnx.load(model)):
+    native = native and onnx_forms.has_native_form(onnx.load(model), module)
+    if native:
         kernels.refuse_without(module)
         tick(0, 0, f"compiling the native kernels for {name}")
         library = folder / kernels.file_name(name)
         shutil.copyfile(kernels.library(name), library)
-    else:
-        onnx_forms.write_form(model, model, native=False, chunked=getattr(module, "CHUNKED_SCAN", False))
+    onnx_forms.write_form(model, model, module, native=native)
     tick(0, 0, f"building {separator.name} for {name}")
     files = module.build(model, folder, "fp32", separator.profile(), library)
     files += [library.name] if library else []

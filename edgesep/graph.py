@@ -151,6 +151,7 @@ def describe(model: onnx.ModelProto, separator: Separator) -> None:
         "inputs": [s.to_json() for s in separator.inputs],
         "outputs": [s.to_json() for s in separator.outputs],
         "stream": separator.stream and separator.stream.to_json(),
+        "flat_maps": separator.flat_maps,
     }
     onnx.helper.set_model_props(model, {"edgesep": json.dumps(facts)})
 

@@ -196,7 +196,7 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
 def refuse_without(module: Any) -> None:
     """Refuse a runtime module that takes no native kernels, before any are compiled for it."""
     if not getattr(module, "TAKES_KERNELS", True):
-        raise UnsupportedError(f'{module.PACKAGE} takes no native kernels; leave scan = "portable" for this target')
+        raise UnsupportedError(f'{module.PACKAGE} takes no native kernels; leave ops = "portable" for this target')
 
 
 def library(kind: str, target: str | None = None) -> Path:
@@ -239,8 +239,8 @@ def core() -> ctypes.CDLL:
     except OSError as e:
         raise UnsupportedError(f"{path} cannot be loaded: {e}") from e
     loaded.edgesep_instruction_set.restype = ctypes.c_char_p
-    for name in ("edgesep_scan_rows", "edgesep_conv_rows", "edgesep_scan_backward_workspace"):
-        getattr(loaded, name).restype = ctypes.c_int64
+    for name in ("scan_rows", "conv_rows", "conv_norm_rows", "scan_backward_workspace"):
+        getattr(loaded, f"edgesep_{name}").restype = ctypes.c_int64
     return loaded
 
 

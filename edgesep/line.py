@@ -133,8 +133,8 @@ class Line:
         ]
         lines += [f"pass {_name(p)}: {_settings(p)}" for p in self.passes]
         for t in self.recipe.targets:
-            scan = ", native scan" if t.scan == "native" else ""
-            lines.append(f"build {t.runtime} {t.precision}{scan}, verify, measure")
+            operators = ", native operators" if t.ops == "native" else ""
+            lines.append(f"build {t.runtime} {t.precision}{operators}, verify, measure")
         criteria = {k: v for k, v in asdict(self.recipe.limits()).items() if v is not None}
         if spec := self.stream:
             ms = 1e3 / spec.sample_rate_hz
@@ -325,11 +325,14 @@ class Line:
 
     def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> bundle.Artifact:
         module, (model, key) = runtime(target.runtime), models[_made_by(target)]
-        native, scans = target.scan == "native", onnx_forms.is_native(onnx.load(model))
-        if native and not scans and separator.name == self.original.name:
-            raise InputError(f'{separator.name} has no selective scan; leave out scan = "native"')
+        native, has_both = target.ops == "native", onnx_forms.has_native_form(onnx.load(model), module)
+        if native and not has_both and separator.name == self.original.name:
+            raise InputError(
+                f'{separator.name} has no native operators for {target.runtime}; leave ops = "portable" for this target'
+            )
+        native = native and has_both
         library = None
-        if native and scans:
+        if native:
             kernels.refuse_without(module)
             self.tick(0, 0, f"compiling the native kernels for {target.runtime}")
             library = kernels.library(target.runtime)
@@ -337,12 +340,12 @@ class Line:
         def make(folder: Path) -> None:
             self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
             form = folder / "model.onnx"
-            onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
+            onnx_forms.write_form(model, form, module, native=native)
             files = module.build(form, folder, target.precision, separator.profile(), library)
             (folder / "files.json").write_text(json.dumps(files))
 
         built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
-        built_key |= {"scan": target.scan, "library": library and file_digest(library)}
+        built_key |= {"ops": target.ops, "library": library and file_digest(library)}
         built = self.store.step("build", built_key, make)
         files = json.loads((built / "files.json").read_text())
         folder = out / "-".join([target.runtime, target.precision, *(["native"] if library else [])])
@@ -359,7 +362,7 @@ class Line:
             target.threads or None,
             folder,
             tuple(files),
-            scan=target.scan if scans else None,
+            ops=target.ops if has_both else None,
         )
         try:
             with artifact.runner():

@@ -57,13 +57,14 @@ class StreamSection(Section):
 
 
 class TargetSection(Section):
-    """One artifact. ``threads = 0`` leaves the number to the runtime; ``scan = "native"`` runs the selective scan on
-    kernels that are compiled for this machine, "portable" in the runtime's own operators."""
+    """One artifact. ``threads = 0`` leaves the number to the runtime; ``ops = "native"`` runs the selective scan and
+    the units of U-Conv separators on kernels that are compiled for this machine, "portable" all in the runtime's own
+    operators."""
 
     runtime: str
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     threads: Annotated[int, Field(ge=0)] = 0
-    scan: Literal["portable", "native"] = "portable"
+    ops: Literal["portable", "native"] = "portable"
 
 
 class CriteriaSection(Section):

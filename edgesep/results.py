@@ -98,7 +98,7 @@ class Results:
         plain = audit.float_builds(artifacts)
         audited = []
         for artifact, row in zip(artifacts, rows, strict=True):
-            base = plain.get((artifact.runtime, artifact.scan))
+            base = plain.get((artifact.runtime, artifact.ops))
             if base and artifact.precision != "fp32" and not artifact.note and "drop_db" in row:
                 self.tick(0, 0, f"auditing {artifact.name}")
                 row["audit"] = audit.compare(artifact, base, self.facts)

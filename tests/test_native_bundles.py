@@ -20,10 +20,10 @@ def bundle(golden, tmp_path_factory):
     mixtures = write_set(tmp_path_factory.mktemp("sets") / "tiny", rate=rate)
     targets = (
         target("onnxruntime"),
-        target("onnxruntime", scan="native"),
-        target("onnxruntime", "int8", scan="native"),
-        target("openvino", scan="native"),
-        target("openvino", "int8", scan="native"),
+        target("onnxruntime", ops="native"),
+        target("onnxruntime", "int8", ops="native"),
+        target("openvino", ops="native"),
+        target("openvino", "int8", ops="native"),
     )
     recipe = write_recipe(tmp_path_factory.mktemp("recipe"), g.checkpoint, mixtures, *targets)
     done = deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=Store(tmp_path_factory.mktemp("store")))
@@ -33,13 +33,13 @@ def bundle(golden, tmp_path_factory):
 
 def test_every_form_of_the_scan_is_verified_and_named(bundle):
     rows = [r for r in bundle.manifest["results"] if r["runtime"] != "eager"]
-    assert [r["scan"] for r in rows] == ["portable", "native", "native", "native", "native"]
+    assert [r["ops"] for r in rows] == ["portable", "native", "native", "native", "native"]
     assert all(r["output_snr_db"] >= 90 for r in rows if r["precision"] == "fp32")
     assert "native" in (bundle.path / "report.md").read_text()
 
 
 def test_the_kernels_travel_with_the_artifact(bundle):
-    native = [a for a in bundle.artifacts if a.scan == "native"]
+    native = [a for a in bundle.artifacts if a.ops == "native"]
     for artifact in native:
         assert artifact.files[-1] == kernels.file_name(artifact.runtime)
         assert (artifact.folder / artifact.files[-1]).is_file()
@@ -53,10 +53,10 @@ def test_the_bundle_verifies_and_runs_without_a_build(bundle, monkeypatch):
 
 
 def test_the_form_of_the_scan_can_be_asked_for(bundle):
-    assert bundle.artifact("onnxruntime", "fp32").scan == "portable"  # the first one
-    assert bundle.artifact("onnxruntime", scan="native").scan == "native"
-    with pytest.raises(UnsupportedError, match="no artifact for openvino portable scan"):
-        bundle.artifact("openvino", scan="portable")
+    assert bundle.artifact("onnxruntime", "fp32").ops == "portable"  # the first one
+    assert bundle.artifact("onnxruntime", ops="native").ops == "native"
+    with pytest.raises(UnsupportedError, match="no artifact for openvino portable operators"):
+        bundle.artifact("openvino", ops="portable")
 
 
 def test_the_quantized_share_is_of_all_multiplications(bundle):
@@ -66,7 +66,7 @@ def test_the_quantized_share_is_of_all_multiplications(bundle):
 
 
 def test_a_separator_without_a_scan_refuses_native(golden, mixtures, tmp_path):
-    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, target("onnxruntime", scan="native"))
+    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, target("onnxruntime", ops="native"))
     with pytest.raises(InputError, match="TDANet has no selective scan; leave out"):
         deploy(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
     assert not (tmp_path / "out").exists()
@@ -76,10 +76,10 @@ def test_tensorrt_rtx_refuses_plug_ins(tmp_path):
     module = runtime("tensorrt")
     if module.PACKAGE != "tensorrt-rtx":
         pytest.skip("this machine has TensorRT itself, which takes plug-ins")
-    with pytest.raises(UnsupportedError, match='takes no native kernels; leave scan = "portable"'):
+    with pytest.raises(UnsupportedError, match='takes no native kernels; leave ops = "portable"'):
         module.build(tmp_path / "model.onnx", tmp_path, "fp32", {}, tmp_path / "library.so")
 
 
 def test_the_manifest_holds_the_form(bundle):
     manifest = json.loads((bundle.path / "manifest.json").read_text())
-    assert {a["scan"] for a in manifest["artifacts"]} == {"portable", "native"}
+    assert {a["ops"] for a in manifest["artifacts"]} == {"portable", "native"}

@@ -135,7 +135,7 @@ def test_pruned_separators_export(separator, context, tmp_path):
     graph.export_onnx(pruned, pruned.module, tmp_path / "pruned.onnx")
     from edgesep.ops import onnx_forms
 
-    onnx_forms.write_form(tmp_path / "pruned.onnx", tmp_path / "pruned.onnx", native=False, chunked=False)
+    onnx_forms.write_form(tmp_path / "pruned.onnx", tmp_path / "pruned.onnx")
     inputs = pruned.example_inputs(3001)
     feeds = {s.name: x.numpy() for s, x in zip(pruned.inputs, inputs, strict=True)}
     with runtime("onnxruntime").Runner(tmp_path, ["pruned.onnx"], "fp32") as runner:

@@ -20,6 +20,7 @@ from edgesep import kernels
 from edgesep.ops.selective_scan_torch import pointers
 
 _FLOATS, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_MAX_PARTS = 16  # EDGESEP_NORM_MAX_PARTS
 _SIZES = ("batch", "frames_in", "frames", "channels", "taps", "stride")
 
 
@@ -27,9 +28,11 @@ class _ConvNorm(ctypes.Structure):
     """EdgesepConvNorm of core/conv_norm.h."""
 
     _fields_ = (
-        *((name, _FLOATS) for name in ("x", "w", "bias", "gamma", "beta", "slope", "y", "stats", "out")),
-        *((name, _SIZE) for name in _SIZES),
+        *((name, _FLOATS) for name in ("x", "w", "bias", "gamma", "beta", "slope", "gate", "shift", "index")),
+        *((name, _FLOATS) for name in ("y", "stats", "out", "sums")),
+        *((name, _SIZE) for name in (*_SIZES, "coarse")),
         ("eps", ctypes.c_float),
+        ("sigmoid", ctypes.c_int32),
     )
 
 
@@ -100,11 +103,15 @@ class _ConvNormFunction(torch.autograd.Function):
         taps = 1 if w is None else w.shape[0]
         frames = (frames_in - 1) // stride + 1
         out, stats = x.new_empty(batch, frames, channels), x.new_empty(batch, 2)
-        y = x if w is None else torch.empty_like(out)
+        y = x if w is None and bias is None else torch.empty_like(out)
         sizes = dict(zip(_SIZES, (batch, frames_in, frames, channels, taps, stride), strict=True))
         given = {"x": x, "w": w, "bias": bias, "gamma": gamma, "beta": beta, "slope": slope, "y": y, "stats": stats}
-        call = _ConvNorm(**pointers({**given, "out": out}), **sizes, eps=eps)
-        kernels.core().edgesep_conv_norm(ctypes.byref(call), _SIZE(0), _SIZE(batch))
+        sums = x.new_empty(batch, _MAX_PARTS, 2, dtype=torch.float64)
+        call = _ConvNorm(**pointers({**given, "out": out, "sums": sums}), **sizes, eps=eps)
+        library = kernels.core()
+        rows = library.edgesep_conv_norm_rows(ctypes.byref(call))
+        for step in (library.edgesep_conv_norm_sums, library.edgesep_conv_norm_apply):
+            step(ctypes.byref(call), _SIZE(0), _SIZE(rows))
         ctx.sizes, ctx.has_bias = sizes, bias is not None
         ctx.save_for_backward(x, w, gamma, beta, slope, y, stats)
         return out

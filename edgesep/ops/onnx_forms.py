@@ -7,8 +7,8 @@ run a graph but take no kernels (calibration). The folder is the registry: ``*_o
 
 from __future__ import annotations
 
+import json
 import pkgutil
-import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import ops
+from edgesep import fusion, ops
 from edgesep.onnx_edit import fold_rearranged
 
 DOMAIN = "edgesep"
@@ -39,7 +39,7 @@ def register() -> None:
 
 def translations() -> dict[str, Callable[..., Any]]:
     """Name in ``torch.ops.edgesep`` → what makes its node, called with an onnxscript opset before the arguments."""
-    return {module.TORCH: module.translate for module in _modules("_onnx")}
+    return {m.TORCH: m.translate for m in _modules("_onnx") if hasattr(m, "TORCH")}
 
 
 def is_native(model: onnx.ModelProto) -> bool:
@@ -90,12 +90,30 @@ def portable(model: onnx.ModelProto, chunked: bool = False) -> onnx.ModelProto:
     return made
 
 
-def write_form(model: Path, out: Path, *, native: bool, chunked: bool) -> None:
-    """Copy an exported file in the form that a target takes."""
-    if native:
-        shutil.copyfile(model, out)
-    else:
-        onnx.save(portable(onnx.load(model), chunked), out)
+def has_native_form(model: onnx.ModelProto, runtime: Any) -> bool:
+    """Whether native kernels change anything: custom nodes in the graph, or units that the runtime can have fused."""
+    return is_native(model) or (getattr(runtime, "FUSES", False) and has_flat_maps(model))
+
+
+def has_flat_maps(model: onnx.ModelProto) -> bool:
+    """Whether every map of the graph is ``(B, C, 1, L)``, as the export says."""
+    facts = next((p.value for p in model.metadata_props if p.key == DOMAIN), "{}")
+    return bool(json.loads(facts).get("flat_maps"))
+
+
+def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = False) -> None:
+    """Write an exported file in the form that a runtime takes.
+
+    Args:
+        runtime: its module (``edgesep.runtimes``); without one the form is portable.
+        native: it has the native kernels.
+    """
+    made = onnx.load(model)
+    if not native:
+        made = portable(made, getattr(runtime, "CHUNKED_SCAN", False))
+    elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
+        made = fusion.fuse(made)
+    onnx.save(made, out)
 
 
 def for_plugins(model: bytes) -> bytes:

@@ -124,7 +124,7 @@ class Prune:
         folder.mkdir()
         module, file = runtime(self.runtime), folder / "model.onnx"
         graph.export_onnx(separator, separator.module, file)
-        onnx_forms.write_form(file, file, native=False, chunked=False)
+        onnx_forms.write_form(file, file)
         files = module.build(file, folder, "fp32", separator.profile())
         return module.Runner(folder, files, "fp32", 1)
 

@@ -21,6 +21,7 @@ PACKAGE = "onnxruntime"
 PRECISIONS = ("fp32", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
 INT8 = Int8Form(outputs=True, recurrent=True)
+FUSES = True  # its adapter has the kernels of fused units
 PROFILED = 5  # queries
 
 

@@ -18,6 +18,7 @@ from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 PACKAGE = "openvino"
 #: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+FUSES = True  # its adapter has the kernels of fused units
 PROFILED = 5  # queries
 
 

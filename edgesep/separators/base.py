@@ -81,6 +81,7 @@ class Separator:
         keep_shape: names of submodules whose output channels must not be pruned.
         widths: the inner widths of a module of this architecture, where pruning goes along those.
         blocks: names of submodules whose outputs a compressed separator is taught to match.
+        flat_maps: whether every map of its graph is ``(B, C, 1, L)``, so that units can be fused (``edgesep.fusion``).
         front_end: the graph that makes the last input, at a rate of its own (mouth crops → mouth embedding).
         streaming: how it becomes a streaming graph, for causal separators.
         stream: what the graph promises, if it is one.
@@ -103,6 +104,7 @@ class Separator:
     keep_shape: tuple[str, ...] = ()
     widths: Callable[[Any], list[Width]] | None = None
     blocks: tuple[str, ...] = ()
+    flat_maps: bool = False
     front_end: Separator | None = None
     streaming: Streaming | None = None
     stream: StreamSpec | None = None

@@ -278,6 +278,7 @@ def separator(module: IIANet, config: Mapping[str, Any], rate: int) -> Separator
         frames_per_s=FRAMES_PER_S,
         keep_float=("encoder", "decoder"),
         blocks=("sm.audio_blocks.1",),
+        flat_maps=True,
         keep_shape=(
             *("encoder", "mask_net.1", "decoder"),
             *("bottleneck", "sm.audio_blocks.1.res_conv"),  # the residual streams, as in TDANet

@@ -320,6 +320,7 @@ def separator(module: TDANet, config: dict[str, Any], rate: int, parameters: int
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         keep_float=("encoder", "decoder"),
         blocks=("sm.unet",),
+        flat_maps=True,
         # Basis x mask and heads x head size are fixed by a reshape each. The residual stream stays because every
         # iteration lives on it: cut too, 30 % of the work costs 7 dB before recovery instead of 1.5.
         keep_shape=(

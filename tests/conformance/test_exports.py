@@ -38,7 +38,7 @@ def exported(golden, tmp_path_factory):
 def built(module, separator, model, folder, native=False):
     """The runtime's files, in the form that it takes."""
     form = folder / "model.onnx"
-    onnx_forms.write_form(model, form, native=native, chunked=getattr(module, "CHUNKED_SCAN", False))
+    onnx_forms.write_form(model, form, module, native=native)
     library = kernels.library(module.PACKAGE) if native else None
     files = module.build(form, folder, "fp32", separator.profile(), library)
     if library:
@@ -47,17 +47,17 @@ def built(module, separator, model, folder, native=False):
     return files
 
 
-@pytest.mark.parametrize("scan", ["portable", "native"])
+@pytest.mark.parametrize("ops", ["portable", "native"])
 @pytest.mark.parametrize("runtime_name", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", NAMES)
 def test_exports_equal_the_authors_forward_at_any_length_and_batch(
-    golden, exported, name, runtime_name, scan, tmp_path, record_property
+    golden, exported, name, runtime_name, ops, tmp_path, record_property
 ):
     separator, model = exported(name)
-    if scan == "native" and not onnx_forms.is_native(onnx.load(model)):
-        pytest.skip("this separator has no scan")
     module = runtime(runtime_name)
-    files = built(module, separator, model, tmp_path, scan == "native")
+    if ops == "native" and not onnx_forms.has_native_form(onnx.load(model), module):
+        pytest.skip("this separator has no native operators for this runtime")
+    files = built(module, separator, model, tmp_path, ops == "native")
     with module.Runner(tmp_path, files, "fp32", 2) as runner:
 
         def run(inputs):

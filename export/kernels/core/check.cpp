@@ -4,6 +4,8 @@ namespace edgesep {
 
 const char* const kScanNames[kScanInputs] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"};
 const char* const kConvNames[kConvInputs] = {"x", "weight", "bias"};
+const char* const kNormNames[kNormInputs] = {"x", "weight", "bias", "gamma", "beta", "gate", "shift", "index"};
+const char* const kPooledNames[kPooledInputs] = {"total", "x", "index", "weight"};
 
 namespace {
 
@@ -33,6 +35,19 @@ std::string sequence(const Input& input, const char* name) {
     if (n < 1) return std::string(name) + " has shape " + text(input.dims) + ": no dimension may be 0";
   if (input.dims.size() != 3)
     return std::string(name) + " has shape " + text(input.dims) + ", expected (batch, length, channels)";
+  return "";
+}
+
+// Rows: (..., frames, channels), the axes before them one batch.
+std::string rows(const Input& input, const char* name, int64_t* batch) {
+  if (!input.given) return std::string(name) + " is missing";
+  *batch = 1;
+  for (size_t i = 0; i < input.dims.size(); ++i) {
+    if (input.dims[i] < 1) return std::string(name) + " has shape " + text(input.dims) + ": no dimension may be 0";
+    if (i + 2 < input.dims.size()) *batch *= input.dims[i];
+  }
+  if (input.dims.size() < 2)
+    return std::string(name) + " has shape " + text(input.dims) + ", expected (..., frames, channels)";
   return "";
 }
 
@@ -72,6 +87,62 @@ std::string check_conv(const std::vector<Input>& in, EdgesepConv* sizes) {
   sizes->channels = channels;
   sizes->taps = in[1].dims[1];
   return first_misfit(in, kConvNames, kConvInputs, {in[0].dims, {channels, sizes->taps}, {channels}});
+}
+
+std::string check_norm(const std::vector<Input>& in, int64_t stride, EdgesepConvNorm* sizes) {
+  if (in.size() != kNormInputs) return "ConvNorm takes up to 8 inputs, got " + std::to_string(in.size());
+  if (std::string wrong = rows(in[0], "x", &sizes->batch); !wrong.empty()) return wrong;
+  const size_t rank = in[0].dims.size();
+  const int64_t channels = in[0].dims[rank - 1];
+  sizes->channels = channels;
+  sizes->frames_in = in[0].dims[rank - 2];
+  sizes->taps = 1;
+  if (in[1].given) {
+    sizes->taps = in[1].dims.empty() ? 0 : in[1].dims[0];
+    if (sizes->taps < 1 || sizes->taps > EDGESEP_NORM_MAX_TAPS || sizes->taps % 2 == 0)
+      return "weight has shape " + text(in[1].dims) + ", expected (1, 3, 5 or 7 taps, " + std::to_string(channels) + ")";
+  }
+  if (stride < 1 || (stride > 1 && !in[1].given))
+    return "stride is " + std::to_string(stride) + ", at least 1 was expected, and 1 without a weight";
+  sizes->stride = stride;
+  sizes->frames = (sizes->frames_in - 1) / stride + 1;
+  if (in[3].given != in[4].given) return "gamma and beta belong together, one of them is missing";
+  sizes->coarse = sizes->frames;
+  for (size_t i : {5, 6}) {
+    if (!in[i].given) continue;
+    int64_t batch = 0;
+    if (std::string wrong = rows(in[i], kNormNames[i], &batch); !wrong.empty()) return wrong;
+    if (in[kNormIndex].given) sizes->coarse = in[i].dims[in[i].dims.size() - 2];
+  }
+  std::vector<int64_t> joined = in[0].dims;
+  joined[rank - 2] = sizes->coarse;
+  return first_misfit(
+      in, kNormNames, kNormRequired,
+      {in[0].dims, {sizes->taps, channels}, {channels}, {channels}, {channels}, joined, joined, {sizes->frames}});
+}
+
+std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
+  if (in.size() != kPooledInputs) return "PooledSum takes 4 inputs, got " + std::to_string(in.size());
+  int64_t batch = 0;
+  if (std::string wrong = rows(in[0], "total", &sizes->batch); !wrong.empty()) return wrong;
+  if (std::string wrong = rows(in[1], "x", &batch); !wrong.empty()) return wrong;
+  const size_t rank = in[0].dims.size();
+  sizes->coarse = in[0].dims[rank - 2];
+  sizes->channels = in[0].dims[rank - 1];
+  sizes->frames = in[1].dims[in[1].dims.size() - 2];
+  if (in[3].dims.size() != 2) return "weight has shape " + text(in[3].dims) + ", expected (coarse frames, span)";
+  sizes->span = in[3].dims[1];
+  std::vector<int64_t> fine = in[0].dims;
+  fine[rank - 2] = sizes->frames;
+  return first_misfit(in, kPooledNames, kPooledInputs,
+                      {in[0].dims, fine, {sizes->coarse * sizes->span}, {sizes->coarse, sizes->span}});
+}
+
+std::string check_index(const int64_t* index, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < count; ++i)
+    if (index[i] < 0 || index[i] >= size)
+      return "index holds " + std::to_string(index[i]) + ", expected 0 to " + std::to_string(size - 1);
+  return "";
 }
 
 }  // namespace edgesep

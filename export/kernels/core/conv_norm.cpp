@@ -52,47 +52,137 @@ struct Norm {
 
 }  // namespace
 
-void conv_norm(const EdgesepConvNorm* s, int64_t first, int64_t end) {
-  const int64_t channels = s->channels;
-  for (int64_t item = first; item < end; ++item) {
-    const float* x = s->x + item * s->frames_in * channels;
-    float* y = s->w ? s->y + item * s->frames * channels : nullptr;
-    Total sums, squares;
-    for (int64_t t = 0; t < s->frames; ++t) {
-      Vec row_sum{}, row_squares{};
-      const Taps taps(*s, t);
-      over_channels(channels, [&](int64_t c, int64_t count) {
-        Vec v{};
-        if (!s->w) {
-          v = load(x + t * channels + c, count);
-        } else {
-          if (s->bias) v = load(s->bias + c, count);
-          for (int64_t k = taps.low; k < taps.high; ++k)
-            v += load(s->w + k * channels + c, count) * load(x + (taps.at + k) * channels + c, count);
-          store(y + t * channels + c, v, count);
-        }
-        row_sum += v;
-        row_squares += v * v;
-      });
-      sums.add(row_sum);
-      squares.add(row_squares);
-    }
-    const double n = static_cast<double>(s->frames * channels), mean = sums.value / n;
-    const double variance = std::max(0.0, squares.value / n - mean * mean);
-    const float rstd = static_cast<float>(1 / std::sqrt(variance + static_cast<double>(s->eps)));
-    s->stats[2 * item] = static_cast<float>(mean);
-    s->stats[2 * item + 1] = rstd;
-    const float* from = y ? y : x;
-    float* out = s->out + item * s->frames * channels;
-    for (int64_t t = 0; t < s->frames; ++t)
-      over_channels(channels, [&](int64_t c, int64_t count) {
-        const Vec normed = (load(from + t * channels + c, count) - s->stats[2 * item]) * rstd;
-        Vec v = normed * load(s->gamma + c, count) + load(s->beta + c, count);
-        if (s->slope) v = v > 0.0f ? v : v * *s->slope;
-        store(out + t * channels + c, v, count);
-      });
+namespace {
+
+// One item's part: frames [begin, end) of the item.
+struct Part {
+  int64_t item, begin, end, number, parts;
+  Part(const EdgesepConvNorm& s, int64_t row)
+      : item(row / edgesep_conv_norm_parts(&s)), number(row % edgesep_conv_norm_parts(&s)), parts(edgesep_conv_norm_parts(&s)) {
+    begin = s.frames * number / parts;
+    end = s.frames * (number + 1) / parts;
   }
+};
+
+// Calls f(channel, count, y) for every register of frame t before the norm.
+template <int kTaps, typename F>
+inline void convolved(const EdgesepConvNorm& s, const float* x, int64_t t, F f) {
+  const int64_t channels = s.channels;
+  if (!s.w) {
+    over_channels(channels, [&](int64_t c, int64_t count) {
+      Vec v = load(x + t * channels + c, count);
+      if (s.bias) v += load(s.bias + c, count);
+      f(c, count, v);
+    });
+    return;
+  }
+  const Taps taps(s, t);
+  if (kTaps && !taps.low && taps.high == kTaps) {  // not at an edge, and the compiler knows how many
+    const float* from = x + taps.at * channels;
+    over_channels(channels, [&](int64_t c, int64_t count) {
+      Vec v = s.bias ? load(s.bias + c, count) : Vec{};
+      for (int k = 0; k < kTaps; ++k) v += load(s.w + k * channels + c, count) * load(from + k * channels + c, count);
+      f(c, count, v);
+    });
+    return;
+  }
+  over_channels(channels, [&](int64_t c, int64_t count) {
+    Vec v = s.bias ? load(s.bias + c, count) : Vec{};
+    for (int64_t k = taps.low; k < taps.high; ++k)
+      v += load(s.w + k * channels + c, count) * load(x + (taps.at + k) * channels + c, count);
+    f(c, count, v);
+  });
 }
+
+template <int kTaps>
+void sums_of(const EdgesepConvNorm& s, int64_t row) {
+  const Part part(s, row);
+  const int64_t channels = s.channels;
+  const float* x = s.x + part.item * s.frames_in * channels;
+  float* y = s.w || s.bias ? s.y + part.item * s.frames * channels : nullptr;
+  Total sums, squares;
+  for (int64_t t = part.begin; t < part.end; ++t) {
+    Vec row_sum{}, row_squares{};
+    convolved<kTaps>(s, x, t, [&](int64_t c, int64_t count, Vec v) {
+      if (y) store(y + t * channels + c, v, count);
+      row_sum += v;
+      row_squares += v * v;
+    });
+    sums.add(row_sum);
+    squares.add(row_squares);
+  }
+  s.sums[2 * row] = sums.value;
+  s.sums[2 * row + 1] = squares.value;
+}
+
+// Calls f(frame, channel, count, value) for every register of a part, normalized.
+template <int kTaps, typename F>
+inline void normed(const EdgesepConvNorm& s, const Part& part, F f) {
+  const int64_t channels = s.channels;
+  const float* x = s.x + part.item * s.frames_in * channels;
+  if (!s.gamma) {
+    for (int64_t t = part.begin; t < part.end; ++t)
+      convolved<kTaps>(s, x, t, [&](int64_t c, int64_t count, Vec v) { f(t, c, count, v); });
+    return;
+  }
+  double sum = 0, squares = 0;
+  for (int64_t k = 0; k < part.parts; ++k) {
+    sum += s.sums[2 * (part.item * part.parts + k)];
+    squares += s.sums[2 * (part.item * part.parts + k) + 1];
+  }
+  const double n = static_cast<double>(s.frames * channels), mean = sum / n;
+  const double variance = std::max(0.0, squares / n - mean * mean);
+  const float centre = static_cast<float>(mean);
+  const float rstd = static_cast<float>(1 / std::sqrt(variance + static_cast<double>(s.eps)));
+  if (s.stats && !part.number) {
+    s.stats[2 * part.item] = centre;
+    s.stats[2 * part.item + 1] = rstd;
+  }
+  const float* from = s.w || s.bias ? s.y + part.item * s.frames * channels : x;
+  for (int64_t t = part.begin; t < part.end; ++t)
+    over_channels(channels, [&](int64_t c, int64_t count) {
+      const Vec v = (load(from + t * channels + c, count) - centre) * rstd;
+      f(t, c, count, v * load(s.gamma + c, count) + load(s.beta + c, count));
+    });
+}
+
+template <int kTaps>
+void apply_to(const EdgesepConvNorm& s, int64_t row) {
+  const Part part(s, row);
+  const int64_t channels = s.channels, coarse = part.item * s.coarse * channels;
+  float* out = s.out + part.item * s.frames * channels;
+  const float slope = s.slope ? *s.slope : 1.0f;
+  normed<kTaps>(s, part, [&](int64_t t, int64_t c, int64_t count, Vec v) {
+    if (s.sigmoid)
+      v = sigmoid(v);
+    else if (s.slope)
+      v = v > 0.0f ? v : v * slope;
+    const int64_t at = coarse + (s.index ? s.index[t] : t) * channels + c;
+    if (s.gate) v *= load(s.gate + at, count);
+    if (s.shift) v += load(s.shift + at, count);
+    store(out + t * channels + c, v, count);
+  });
+}
+
+template <int kTaps>
+void over_rows(const EdgesepConvNorm* s, int64_t first, int64_t end, bool apply) {
+  for (int64_t row = first; row < end; ++row) apply ? apply_to<kTaps>(*s, row) : sums_of<kTaps>(*s, row);
+}
+
+void over_rows(const EdgesepConvNorm* s, int64_t first, int64_t end, bool apply) {
+  if (s->w && s->taps == 5) return over_rows<5>(s, first, end, apply);
+  if (s->w && s->taps == 3) return over_rows<3>(s, first, end, apply);
+  if (s->w && s->taps == 1) return over_rows<1>(s, first, end, apply);
+  over_rows<0>(s, first, end, apply);
+}
+
+}  // namespace
+
+void conv_norm_sums(const EdgesepConvNorm* s, int64_t first, int64_t end) {
+  if (s->gamma) over_rows(s, first, end, false);
+}
+
+void conv_norm_apply(const EdgesepConvNorm* s, int64_t first, int64_t end) { over_rows(s, first, end, true); }
 
 void conv_norm_backward(const EdgesepConvNormBackward* s, int64_t first, int64_t end) {
   const int64_t channels = s->channels;
@@ -150,6 +240,19 @@ void conv_norm_backward(const EdgesepConvNormBackward* s, int64_t first, int64_t
         }
         store(dx + i * channels + c, g, count);
       });
+  }
+}
+
+void pooled(const EdgesepPooled* s, int64_t first, int64_t end) {
+  for (int64_t row = first; row < end; ++row) {
+    const int64_t j = row % s->coarse, span = s->span;
+    const float *x = s->x + row / s->coarse * s->frames * s->channels, *weight = s->weight + j * span;
+    const int64_t* index = s->index + j * span;
+    over_channels(s->channels, [&](int64_t c, int64_t count) {
+      Vec v = load(s->total + row * s->channels + c, count);
+      for (int64_t k = 0; k < span; ++k) v += load(x + index[k] * s->channels + c, count) * weight[k];
+      store(s->out + row * s->channels + c, v, count);
+    });
   }
 }
 

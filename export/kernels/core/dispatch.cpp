@@ -11,8 +11,10 @@
   X(scan_backward, EdgesepScanBackward)  \
   X(conv, EdgesepConv)                   \
   X(conv_backward, EdgesepConvBackward)  \
-  X(conv_norm, EdgesepConvNorm)          \
+  X(conv_norm_sums, EdgesepConvNorm)     \
+  X(conv_norm_apply, EdgesepConvNorm)    \
   X(conv_norm_backward, EdgesepConvNormBackward) \
+  X(pooled, EdgesepPooled)               \
   X(gated, EdgesepGated)                 \
   X(gated_backward, EdgesepGatedBackward)
 
@@ -93,6 +95,7 @@ const char* edgesep_instruction_set(void) { return chosen->isa; }
 EDGESEP_KERNELS(EDGESEP_EXPORT)
 
 int64_t edgesep_scan_rows(const EdgesepScan* s) { return s->batch * blocks(s->channels); }
+int64_t edgesep_conv_norm_rows(const EdgesepConvNorm* s) { return s->batch * edgesep_conv_norm_parts(s); }
 int64_t edgesep_conv_rows(const EdgesepConv* s) { return s->batch * blocks(s->channels); }
 
 // The state of every step, and two sums for every step, 16 lanes each.

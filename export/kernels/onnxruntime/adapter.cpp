@@ -40,6 +40,8 @@ OrtStatus* guarded(const OrtApi* api, Body body) {
 struct Tensor {
   Input shape;
   const float* data = nullptr;
+
+  const int64_t* integers() const { return reinterpret_cast<const int64_t*>(data); }
 };
 
 // Input `i`, or one that is not given.
@@ -62,6 +64,25 @@ Tensor input(const OrtApi* api, OrtKernelContext* context, size_t i) {
   must(ort::call<ort::GetTensorMutableData>(api, const_cast<OrtValue*>(value), &data));
   tensor.data = static_cast<const float*>(data);
   return tensor;
+}
+
+// The first `most` inputs of the contract, those that the node leaves out at the end too.
+std::vector<Tensor> inputs(const OrtApi* api, OrtKernelContext* context, size_t most) {
+  size_t count = 0;
+  must(ort::call<ort::KernelContext_GetInputCount>(api, static_cast<const OrtKernelContext*>(context), &count));
+  std::vector<Tensor> found(most);
+  for (size_t i = 0; i < std::min(count, most); ++i) found[i] = input(api, context, i);
+  return found;
+}
+
+std::vector<Input> shapes_of(const std::vector<Tensor>& tensors) {
+  std::vector<Input> shapes;
+  for (const Tensor& tensor : tensors) shapes.push_back(tensor.shape);
+  return shapes;
+}
+
+void require(const OrtApi* api, const char* name, const std::string& wrong) {
+  if (!wrong.empty()) refuse(api, std::string("edgesep::") + name + ": " + wrong);
 }
 
 // Output `i` of that shape, or null where the graph leaves it out.
@@ -91,47 +112,53 @@ void split(const OrtApi* api, OrtKernelContext* context, const Argument& argumen
     const int64_t k = static_cast<int64_t>(i);
     w.kernel(w.argument, w.rows * k / w.parts, w.rows * (k + 1) / w.parts);
   };
+  if (work.parts == 1) return kernel(&argument, 0, rows);
   must(ort::call<ort::KernelContext_ParallelFor>(api, static_cast<const OrtKernelContext*>(context),
                                                  static_cast<void (*)(void*, size_t)>(part),
                                                  static_cast<size_t>(work.parts), size_t{0},
                                                  static_cast<void*>(&work)));
 }
 
-// A flag that a file may leave out: it is 0 then.
-bool attribute(const OrtApi* api, const OrtKernelInfo* info, const char* name) {
-  int64_t value = 0;
-  if (OrtStatus* absent = ort::call<ort::KernelInfoGetAttribute_int64>(api, info, name, &value))
+// Attributes that a file may leave out.
+int64_t attribute(const OrtApi* api, const OrtKernelInfo* info, const char* name, int64_t otherwise = 0) {
+  int64_t value = otherwise;
+  if (OrtStatus* absent = ort::call<ort::KernelInfoGetAttribute_int64>(api, info, name, &value)) {
     ort::call<ort::ReleaseStatus>(api, absent);
-  return value != 0;
+    return otherwise;
+  }
+  return value;
+}
+
+float attribute_float(const OrtApi* api, const OrtKernelInfo* info, const char* name, float otherwise) {
+  float value = otherwise;
+  if (OrtStatus* absent = ort::call<ort::KernelInfoGetAttribute_float>(api, info, name, &value)) {
+    ort::call<ort::ReleaseStatus>(api, absent);
+    return otherwise;
+  }
+  return value;
 }
 
 struct Scan {
   static constexpr const char* kName = "SelectiveScan";
   static constexpr size_t kInputs = edgesep::kScanInputs, kRequired = edgesep::kScanRequired, kOutputs = 2;
+  static constexpr size_t kIntegers = kInputs;  // none
+  static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
   bool softplus, reverse;
 
   Scan(const OrtApi* table, const OrtKernelInfo* info)
-      : api(table), softplus(attribute(table, info, "delta_softplus")), reverse(attribute(table, info, "reverse")) {}
+      : api(table), softplus(attribute(table, info, "delta_softplus") != 0),
+        reverse(attribute(table, info, "reverse") != 0) {}
 
   void compute(OrtKernelContext* context) const {
-    size_t count = 0;
-    must(ort::call<ort::KernelContext_GetInputCount>(api, static_cast<const OrtKernelContext*>(context), &count));
-    std::vector<Input> shapes;
-    const float* data[kInputs] = {};
-    for (size_t i = 0; i < std::min(count, kInputs); ++i) {
-      Tensor tensor = input(api, context, i);
-      data[i] = tensor.data;
-      shapes.push_back(std::move(tensor.shape));
-    }
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
     EdgesepScan scan{};
-    if (const std::string wrong = edgesep::check_scan(shapes, &scan); !wrong.empty())
-      refuse(api, "edgesep::SelectiveScan: " + wrong);
-    scan.u = data[0], scan.delta = data[1], scan.A = data[2], scan.B = data[3], scan.C = data[4];
-    scan.D = data[5], scan.z = data[6], scan.delta_bias = data[7], scan.initial_state = data[8];
+    require(api, kName, edgesep::check_scan(shapes_of(in), &scan));
+    scan.u = in[0].data, scan.delta = in[1].data, scan.A = in[2].data, scan.B = in[3].data, scan.C = in[4].data;
+    scan.D = in[5].data, scan.z = in[6].data, scan.delta_bias = in[7].data, scan.initial_state = in[8].data;
     scan.delta_softplus = softplus, scan.reverse = reverse;
-    scan.y = output(api, context, 0, shapes[0].dims);
+    scan.y = output(api, context, 0, in[0].shape.dims);
     scan.last_state = output(api, context, 1, {scan.batch, scan.channels, scan.state});
     split(api, context, scan, edgesep_scan, edgesep_scan_rows(&scan));
   }
@@ -140,27 +167,82 @@ struct Scan {
 struct Conv {
   static constexpr const char* kName = "CausalConv1dSilu";
   static constexpr size_t kInputs = edgesep::kConvInputs, kRequired = kInputs, kOutputs = 1;
+  static constexpr size_t kIntegers = kInputs;  // none
+  static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
   bool reverse;
 
-  Conv(const OrtApi* table, const OrtKernelInfo* info) : api(table), reverse(attribute(table, info, "reverse")) {}
+  Conv(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), reverse(attribute(table, info, "reverse") != 0) {}
 
   void compute(OrtKernelContext* context) const {
-    std::vector<Input> shapes;
-    const float* data[kInputs] = {};
-    for (size_t i = 0; i < kInputs; ++i) {
-      Tensor tensor = input(api, context, i);
-      data[i] = tensor.data;
-      shapes.push_back(std::move(tensor.shape));
-    }
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
     EdgesepConv conv{};
-    if (const std::string wrong = edgesep::check_conv(shapes, &conv); !wrong.empty())
-      refuse(api, "edgesep::CausalConv1dSilu: " + wrong);
-    conv.x = data[0], conv.w = data[1], conv.bias = data[2];
+    require(api, kName, edgesep::check_conv(shapes_of(in), &conv));
+    conv.x = in[0].data, conv.w = in[1].data, conv.bias = in[2].data;
     conv.reverse = reverse;
-    conv.y = output(api, context, 0, shapes[0].dims);
+    conv.y = output(api, context, 0, in[0].shape.dims);
     split(api, context, conv, edgesep_conv, edgesep_conv_rows(&conv));
+  }
+};
+
+struct Norm {
+  static constexpr const char* kName = "ConvNorm";
+  static constexpr size_t kInputs = edgesep::kNormInputs, kRequired = edgesep::kNormRequired, kOutputs = 1;
+  static constexpr size_t kIntegers = edgesep::kNormIndex;
+  static constexpr bool kKeepsShape = false;  // a stride leaves fewer frames
+
+  const OrtApi* api;
+  int64_t stride, sigmoid;
+  float epsilon, slope;
+
+  Norm(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table),
+        stride(attribute(table, info, "stride", 1)),
+        sigmoid(attribute(table, info, "sigmoid")),
+        epsilon(attribute_float(table, info, "epsilon", 1e-5f)),
+        slope(attribute_float(table, info, "slope", 1.0f)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepConvNorm norm{};
+    require(api, kName, edgesep::check_norm(shapes_of(in), stride, &norm));
+    norm.x = in[0].data, norm.w = in[1].data, norm.bias = in[2].data, norm.gamma = in[3].data, norm.beta = in[4].data;
+    norm.gate = in[5].data, norm.shift = in[6].data, norm.index = in[7].integers();
+    if (norm.index) require(api, kName, edgesep::check_index(norm.index, norm.frames, norm.coarse));
+    norm.slope = slope == 1.0f ? nullptr : &slope;
+    norm.eps = epsilon;
+    norm.sigmoid = sigmoid != 0;
+    std::vector<int64_t> dims = in[0].shape.dims;
+    dims[dims.size() - 2] = norm.frames;
+    norm.y = norm.out = output(api, context, 0, dims);
+    std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
+    norm.sums = sums.data();
+    const int64_t rows = edgesep_conv_norm_rows(&norm);
+    if (norm.gamma) split(api, context, norm, edgesep_conv_norm_sums, rows);
+    split(api, context, norm, edgesep_conv_norm_apply, rows);
+  }
+};
+
+struct Pooled {
+  static constexpr const char* kName = "PooledSum";
+  static constexpr size_t kInputs = edgesep::kPooledInputs, kRequired = kInputs, kOutputs = 1;
+  static constexpr size_t kIntegers = edgesep::kPooledIndex;
+  static constexpr bool kKeepsShape = true;
+
+  const OrtApi* api;
+
+  Pooled(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepPooled pooled{};
+    require(api, kName, edgesep::check_pooled(shapes_of(in), &pooled));
+    pooled.total = in[0].data, pooled.x = in[1].data, pooled.index = in[2].integers(), pooled.weight = in[3].data;
+    require(api, kName, edgesep::check_index(pooled.index, pooled.coarse * pooled.span, pooled.frames));
+    pooled.out = output(api, context, 0, in[0].shape.dims);
+    split(api, context, pooled, edgesep_pooled, pooled.batch * pooled.coarse);
   }
 };
 
@@ -196,7 +278,7 @@ const OrtCustomOp* operation() {
     made.version = kOrtVersion;
     made.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
     made.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
-    made.GetInputType = [](const OrtCustomOp*, size_t) { return kOrtFloat; };
+    made.GetInputType = [](const OrtCustomOp*, size_t i) { return i == Kernel::kIntegers ? kOrtInt64 : kOrtFloat; };
     made.GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs; };
     made.GetOutputType = [](const OrtCustomOp*, size_t) { return kOrtFloat; };
     made.GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs; };
@@ -217,7 +299,7 @@ const OrtCustomOp* operation() {
       const Kernel& self = *static_cast<const Kernel*>(kernel);
       return guarded(self.api, [&] { self.compute(context); });
     };
-    made.InferOutputShapeFn = infer;
+    if (Kernel::kKeepsShape) made.InferOutputShapeFn = infer;
     made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     made.GetEndVersion = [](const OrtCustomOp*) { return 1; };
     return made;
@@ -241,8 +323,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     static OrtCustomOpDomain* const domain = [api] {
       OrtCustomOpDomain* made = nullptr;
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
-      must(ort::call<ort::CustomOpDomain_Add>(api, made, operation<Scan>()));
-      must(ort::call<ort::CustomOpDomain_Add>(api, made, operation<Conv>()));
+      for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<Pooled>()})
+        must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();
     must(ort::call<ort::AddCustomOpDomain>(api, options, domain));

@@ -26,6 +26,7 @@ SAME_FUNCTION(GetDimensionsCount);
 SAME_FUNCTION(GetDimensions);
 SAME_FUNCTION(GetSymbolicDimensions);
 SAME_FUNCTION(GetTensorTypeAndShape);
+SAME_FUNCTION(KernelInfoGetAttribute_float);
 SAME_FUNCTION(KernelInfoGetAttribute_int64);
 SAME_FUNCTION(KernelContext_GetInputCount);
 SAME_FUNCTION(KernelContext_GetOutputCount);
@@ -63,6 +64,7 @@ SAME_MEMBER(GetEndVersion);
 
 static_assert(own::kOrtVersion <= ORT_API_VERSION, "a header older than the version that is asked for");
 static_assert(own::kOrtFloat == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT), "float");
+static_assert(own::kOrtInt64 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64), "int64");
 static_assert(int{own::ORT_FAIL} == int{ORT_FAIL} && int{own::ORT_INVALID_ARGUMENT} == int{ORT_INVALID_ARGUMENT}, "");
 static_assert(int{own::ORT_OPTIONAL} == int{INPUT_OUTPUT_OPTIONAL}, "optional");
 

@@ -24,7 +24,7 @@ struct OrtApiBase {
 constexpr uint32_t kOrtVersion = 17;
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
-constexpr int kOrtFloat = 1;  // ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+constexpr int kOrtFloat = 1, kOrtInt64 = 7;  // ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, _INT64
 
 struct OrtCustomOp {
   uint32_t version;
@@ -66,6 +66,7 @@ using GetDimensionsCount = Function<488, OrtStatus*, const OrtTensorTypeAndShape
 using GetDimensions = Function<496, OrtStatus*, const OrtTensorTypeAndShapeInfo*, int64_t*, size_t>;
 using GetSymbolicDimensions = Function<504, OrtStatus*, const OrtTensorTypeAndShapeInfo*, const char**, size_t>;
 using GetTensorTypeAndShape = Function<520, OrtStatus*, const OrtValue*, OrtTensorTypeAndShapeInfo**>;
+using KernelInfoGetAttribute_float = Function<680, OrtStatus*, const OrtKernelInfo*, const char*, float*>;
 using KernelInfoGetAttribute_int64 = Function<688, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*>;
 using KernelContext_GetInputCount = Function<704, OrtStatus*, const OrtKernelContext*, size_t*>;
 using KernelContext_GetOutputCount = Function<712, OrtStatus*, const OrtKernelContext*, size_t*>;

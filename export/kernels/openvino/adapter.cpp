@@ -12,9 +12,10 @@ namespace {
 
 using edgesep::Input;
 
-void require_float(const ov::Node& node) {
+// Every input but the one at `integers` is f32.
+void require_float(const ov::Node& node, size_t integers = SIZE_MAX) {
   for (size_t i = 0; i < node.get_input_size(); ++i)
-    OPENVINO_ASSERT(node.get_input_element_type(i).is_dynamic() || node.get_input_element_type(i) == ov::element::f32,
+    OPENVINO_ASSERT(i == integers || node.get_input_element_type(i).is_dynamic() || node.get_input_element_type(i) == ov::element::f32,
                     "edgesep::", node.get_type_name(), ": input ", i, " is ", node.get_input_element_type(i),
                     ", expected f32");
 }
@@ -25,6 +26,36 @@ void split(const Argument& argument, void (*kernel)(const Argument*, int64_t, in
   const int64_t parts = std::min<int64_t>(rows, 64);
   ov::parallel_for(parts, [&](int64_t k) { kernel(&argument, rows * k / parts, rows * (k + 1) / parts); });
 }
+
+// The contract's inputs from those there are: bit i of `given` says that input i is.
+struct Inputs {
+  std::vector<Input> shapes;
+  std::vector<const ov::Tensor*> tensors;
+
+  Inputs(const ov::TensorVector& inputs, int64_t given, size_t most) : shapes(most), tensors(most) {
+    size_t next = 0;
+    for (size_t i = 0; i < most; ++i) {
+      if (!(given >> i & 1) || next >= inputs.size()) continue;
+      tensors[i] = &inputs[next++];
+      shapes[i].given = true;
+      shapes[i].dims.assign(tensors[i]->get_shape().begin(), tensors[i]->get_shape().end());
+    }
+  }
+
+  const float* data(size_t i) const { return tensors[i] ? tensors[i]->data<const float>() : nullptr; }
+
+  // The plug-in may have made them 32 bits wide.
+  std::vector<int64_t> integers(size_t i) const {
+    if (!tensors[i]) return {};
+    const size_t count = tensors[i]->get_size();
+    if (tensors[i]->get_element_type() == ov::element::i64) {
+      const int64_t* from = tensors[i]->data<const int64_t>();
+      return {from, from + count};
+    }
+    const int32_t* from = tensors[i]->data<const int32_t>();
+    return {from, from + count};
+  }
+};
 
 class SelectiveScan : public ov::op::Op {
  public:
@@ -61,24 +92,15 @@ class SelectiveScan : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    std::vector<Input> shapes(edgesep::kScanInputs);
-    const float* data[edgesep::kScanInputs] = {};
-    size_t next = 0;
-    for (size_t i = 0; i < shapes.size(); ++i) {
-      if (!(given_ >> i & 1) || next >= inputs.size()) continue;
-      const ov::Tensor& tensor = inputs[next++];
-      shapes[i].given = true;
-      shapes[i].dims.assign(tensor.get_shape().begin(), tensor.get_shape().end());
-      data[i] = tensor.data<const float>();
-    }
+    const Inputs in(inputs, given_, edgesep::kScanInputs);
     EdgesepScan scan{};
-    const std::string wrong = edgesep::check_scan(shapes, &scan);
+    const std::string wrong = edgesep::check_scan(in.shapes, &scan);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::SelectiveScan: ", wrong);
     outputs[0].set_shape(inputs[0].get_shape());
     outputs[1].set_shape(
         {static_cast<size_t>(scan.batch), static_cast<size_t>(scan.channels), static_cast<size_t>(scan.state)});
-    scan.u = data[0], scan.delta = data[1], scan.A = data[2], scan.B = data[3], scan.C = data[4];
-    scan.D = data[5], scan.z = data[6], scan.delta_bias = data[7], scan.initial_state = data[8];
+    scan.u = in.data(0), scan.delta = in.data(1), scan.A = in.data(2), scan.B = in.data(3), scan.C = in.data(4);
+    scan.D = in.data(5), scan.z = in.data(6), scan.delta_bias = in.data(7), scan.initial_state = in.data(8);
     scan.delta_softplus = softplus_, scan.reverse = reverse_;
     scan.y = outputs[0].data<float>();
     scan.last_state = outputs[1].data<float>();
@@ -116,18 +138,12 @@ class CausalConv1dSilu : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    std::vector<Input> shapes(edgesep::kConvInputs);
-    for (size_t i = 0; i < shapes.size() && i < inputs.size(); ++i) {
-      shapes[i].given = true;
-      shapes[i].dims.assign(inputs[i].get_shape().begin(), inputs[i].get_shape().end());
-    }
+    const Inputs in(inputs, 7, edgesep::kConvInputs);
     EdgesepConv conv{};
-    const std::string wrong = edgesep::check_conv(shapes, &conv);
+    const std::string wrong = edgesep::check_conv(in.shapes, &conv);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::CausalConv1dSilu: ", wrong);
     outputs[0].set_shape(inputs[0].get_shape());
-    conv.x = inputs[0].data<const float>();
-    conv.w = inputs[1].data<const float>();
-    conv.bias = inputs[2].data<const float>();
+    conv.x = in.data(0), conv.w = in.data(1), conv.bias = in.data(2);
     conv.reverse = reverse_;
     conv.y = outputs[0].data<float>();
     split(conv, edgesep_conv, edgesep_conv_rows(&conv));
@@ -138,20 +154,126 @@ class CausalConv1dSilu : public ov::op::Op {
   bool reverse_ = false;
 };
 
+class ConvNorm : public ov::op::Op {
+ public:
+  OPENVINO_OP("ConvNorm", "edgesep");
+
+  ConvNorm() = default;
+  ConvNorm(const ov::OutputVector& inputs, int64_t given, int64_t stride, bool sigmoid, float epsilon, float slope)
+      : Op(inputs), given_(given), stride_(stride), sigmoid_(sigmoid), epsilon_(epsilon), slope_(slope) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    const bool indexed = given_ >> edgesep::kNormIndex & 1;
+    require_float(*this, indexed ? get_input_size() - 1 : SIZE_MAX);
+    ov::PartialShape shape = get_input_partial_shape(0);
+    if (stride_ > 1 && shape.rank().is_static()) {
+      ov::Dimension& frames = shape[shape.size() - 2];
+      frames = frames.is_static() ? ov::Dimension((frames.get_length() - 1) / stride_ + 1) : ov::Dimension::dynamic();
+    }
+    set_output_type(0, ov::element::f32, shape);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<ConvNorm>(inputs, given_, stride_, sigmoid_, epsilon_, slope_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("given", given_);
+    visitor.on_attribute("stride", stride_);
+    visitor.on_attribute("sigmoid", sigmoid_);
+    visitor.on_attribute("epsilon", epsilon_);
+    visitor.on_attribute("slope", slope_);
+    return true;
+  }
+
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, given_, edgesep::kNormInputs);
+    EdgesepConvNorm norm{};
+    std::string wrong = edgesep::check_norm(in.shapes, stride_, &norm);
+    const std::vector<int64_t> index = in.integers(edgesep::kNormIndex);
+    if (wrong.empty() && !index.empty()) wrong = edgesep::check_index(index.data(), norm.frames, norm.coarse);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::ConvNorm: ", wrong);
+    ov::Shape shape = inputs[0].get_shape();
+    shape[shape.size() - 2] = static_cast<size_t>(norm.frames);
+    outputs[0].set_shape(shape);
+    norm.x = in.data(0), norm.w = in.data(1), norm.bias = in.data(2), norm.gamma = in.data(3), norm.beta = in.data(4);
+    norm.gate = in.data(5), norm.shift = in.data(6), norm.index = index.empty() ? nullptr : index.data();
+    norm.slope = slope_ == 1.0f ? nullptr : &slope_;
+    norm.eps = epsilon_;
+    norm.sigmoid = sigmoid_;
+    norm.y = norm.out = outputs[0].data<float>();
+    std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
+    norm.sums = sums.data();
+    const int64_t rows = edgesep_conv_norm_rows(&norm);
+    if (norm.gamma) split(norm, edgesep_conv_norm_sums, rows);
+    split(norm, edgesep_conv_norm_apply, rows);
+    return true;
+  }
+
+ private:
+  int64_t given_ = 1, stride_ = 1;
+  bool sigmoid_ = false;
+  float epsilon_ = 1e-5f, slope_ = 1;
+};
+
+class PooledSum : public ov::op::Op {
+ public:
+  OPENVINO_OP("PooledSum", "edgesep");
+
+  PooledSum() = default;
+  explicit PooledSum(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+
+  void validate_and_infer_types() override {
+    require_float(*this, edgesep::kPooledIndex);
+    set_output_type(0, ov::element::f32, get_input_partial_shape(0));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<PooledSum>(inputs);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, 15, edgesep::kPooledInputs);
+    EdgesepPooled pooled{};
+    std::string wrong = edgesep::check_pooled(in.shapes, &pooled);
+    const std::vector<int64_t> index = in.integers(edgesep::kPooledIndex);
+    if (wrong.empty()) wrong = edgesep::check_index(index.data(), pooled.coarse * pooled.span, pooled.frames);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::PooledSum: ", wrong);
+    outputs[0].set_shape(inputs[0].get_shape());
+    pooled.total = in.data(0), pooled.x = in.data(1), pooled.index = index.data(), pooled.weight = in.data(3);
+    pooled.out = outputs[0].data<float>();
+    split(pooled, edgesep_pooled, pooled.batch * pooled.coarse);
+    return true;
+  }
+};
+
 // An input that the ONNX file left empty.
 bool absent(const ov::Output<ov::Node>& input) {
   return !input.get_node() || std::string(input.get_node()->get_type_info().name) == "NullNode";
 }
 
-ov::OutputVector scan_from_onnx(const ov::frontend::NodeContext& node) {
+// The inputs that are there, and which of the contract's they are.
+ov::OutputVector present(const ov::frontend::NodeContext& node, int64_t* given) {
   ov::OutputVector inputs;
-  int64_t given = 0;
   for (int i = 0; i < static_cast<int>(node.get_input_size()); ++i) {
     const ov::Output<ov::Node> input = node.get_input(i);
     if (absent(input)) continue;
     inputs.push_back(input);
-    given |= int64_t{1} << i;
+    *given |= int64_t{1} << i;
   }
+  return inputs;
+}
+
+ov::OutputVector scan_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  const ov::OutputVector inputs = present(node, &given);
   return std::make_shared<SelectiveScan>(inputs, given, node.get_attribute<int64_t>("delta_softplus", 0) != 0,
                                          node.get_attribute<int64_t>("reverse", 0) != 0)
       ->outputs();
@@ -164,9 +286,27 @@ ov::OutputVector conv_from_onnx(const ov::frontend::NodeContext& node) {
       ->outputs();
 }
 
+ov::OutputVector norm_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  const ov::OutputVector inputs = present(node, &given);
+  return std::make_shared<ConvNorm>(inputs, given, node.get_attribute<int64_t>("stride", 1),
+                                    node.get_attribute<int64_t>("sigmoid", 0) != 0,
+                                    node.get_attribute<float>("epsilon", 1e-5f), node.get_attribute<float>("slope", 1))
+      ->outputs();
+}
+
+ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  return std::make_shared<PooledSum>(present(node, &given))->outputs();
+}
+
 }  // namespace
 
+using ov::frontend::onnx::ConversionExtension;
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<SelectiveScan>>(), std::make_shared<ov::OpExtension<CausalConv1dSilu>>(),
-     std::make_shared<ov::frontend::onnx::ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
-     std::make_shared<ov::frontend::onnx::ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx)}));
+     std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<PooledSum>>(),
+     std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
+     std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
+     std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
+     std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx)}));
