@@ -28,9 +28,10 @@ class _ConvNorm(ctypes.Structure):
     """EdgesepConvNorm of core/conv_norm.h."""
 
     _fields_ = (
-        *((name, _FLOATS) for name in ("x", "w", "bias", "gamma", "beta", "slope", "gate", "shift", "index")),
+        *((name, _FLOATS) for name in ("x", "x_stats", "x_bias", "x_gamma", "x_beta", "x_slope", "x_shift", "x_index")),
+        *((name, _FLOATS) for name in ("w", "bias", "gamma", "beta", "slope", "gate", "shift", "index")),
         *((name, _FLOATS) for name in ("y", "stats", "out", "sums")),
-        *((name, _SIZE) for name in (*_SIZES, "coarse")),
+        *((name, _SIZE) for name in (*_SIZES, "coarse", "x_coarse")),
         ("eps", ctypes.c_float),
         ("sigmoid", ctypes.c_int32),
     )

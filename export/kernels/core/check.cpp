@@ -4,8 +4,10 @@ namespace edgesep {
 
 const char* const kScanNames[kScanInputs] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"};
 const char* const kConvNames[kConvInputs] = {"x", "weight", "bias"};
-const char* const kNormNames[kNormInputs] = {"x", "weight", "bias", "gamma", "beta", "gate", "shift", "index"};
-const char* const kPooledNames[kPooledInputs] = {"total", "x", "index", "weight"};
+const char* const kNormNames[kNormInputs] = {"x",    "weight", "bias",    "gamma",  "beta",    "gate",   "shift",
+                                             "index", "x_stats", "x_bias", "x_gamma", "x_beta", "x_shift", "x_index"};
+const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",   "weight",
+                                                 "x_stats", "x_bias", "x_gamma", "x_beta"};
 
 namespace {
 
@@ -38,16 +40,15 @@ std::string sequence(const Input& input, const char* name) {
   return "";
 }
 
-// Rows: (..., frames, channels), the axes before them one batch.
+// Rows: (batch, frames, channels), perhaps with an axis of one between.
 std::string rows(const Input& input, const char* name, int64_t* batch) {
   if (!input.given) return std::string(name) + " is missing";
-  *batch = 1;
-  for (size_t i = 0; i < input.dims.size(); ++i) {
-    if (input.dims[i] < 1) return std::string(name) + " has shape " + text(input.dims) + ": no dimension may be 0";
-    if (i + 2 < input.dims.size()) *batch *= input.dims[i];
-  }
-  if (input.dims.size() < 2)
-    return std::string(name) + " has shape " + text(input.dims) + ", expected (..., frames, channels)";
+  for (int64_t n : input.dims)
+    if (n < 1) return std::string(name) + " has shape " + text(input.dims) + ": no dimension may be 0";
+  const size_t rank = input.dims.size();
+  if (rank < 3 || rank > 4 || (rank == 4 && input.dims[1] != 1))  // a norm is over all of an item
+    return std::string(name) + " has shape " + text(input.dims) + ", expected (batch, 1, frames, channels)";
+  *batch = input.dims[0];
   return "";
 }
 
@@ -90,7 +91,7 @@ std::string check_conv(const std::vector<Input>& in, EdgesepConv* sizes) {
 }
 
 std::string check_norm(const std::vector<Input>& in, int64_t stride, EdgesepConvNorm* sizes) {
-  if (in.size() != kNormInputs) return "ConvNorm takes up to 8 inputs, got " + std::to_string(in.size());
+  if (in.size() != kNormInputs) return "ConvNorm takes up to 14 inputs, got " + std::to_string(in.size());
   if (std::string wrong = rows(in[0], "x", &sizes->batch); !wrong.empty()) return wrong;
   const size_t rank = in[0].dims.size();
   const int64_t channels = in[0].dims[rank - 1];
@@ -114,15 +115,41 @@ std::string check_norm(const std::vector<Input>& in, int64_t stride, EdgesepConv
     if (std::string wrong = rows(in[i], kNormNames[i], &batch); !wrong.empty()) return wrong;
     if (in[kNormIndex].given) sizes->coarse = in[i].dims[in[i].dims.size() - 2];
   }
-  std::vector<int64_t> joined = in[0].dims;
+  sizes->x_coarse = sizes->frames_in;
+  if (in[12].given && in[kNormReadIndex].given && in[12].dims.size() == rank) sizes->x_coarse = in[12].dims[rank - 2];
+  if (in[8].given != in[10].given || in[8].given != in[11].given || (in[9].given && !in[8].given))
+    return "x_stats, x_gamma and x_beta belong together (x_bias with them), one of them is missing";
+  std::vector<int64_t> joined = in[0].dims, read = in[0].dims;
   joined[rank - 2] = sizes->coarse;
-  return first_misfit(
-      in, kNormNames, kNormRequired,
-      {in[0].dims, {sizes->taps, channels}, {channels}, {channels}, {channels}, joined, joined, {sizes->frames}});
+  read[rank - 2] = sizes->x_coarse;
+  const std::vector<int64_t> vector = {channels};
+  return first_misfit(in, kNormNames, kNormRequired,
+                      {in[0].dims,
+                       {sizes->taps, channels},
+                       vector,
+                       vector,
+                       vector,
+                       joined,
+                       joined,
+                       {sizes->frames},
+                       {sizes->batch, 2},
+                       vector,
+                       vector,
+                       vector,
+                       read,
+                       {sizes->frames_in}});
+}
+
+std::string check_stats(const std::vector<Input>& in, EdgesepConvNorm* sizes) {
+  if (in.size() != kStatsInputs) return "GlobalStats takes 1 or 2 inputs, got " + std::to_string(in.size());
+  std::vector<Input> all(kNormInputs);
+  all[0] = in[0];
+  all[2] = in[1];
+  return check_norm(all, 1, sizes);
 }
 
 std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
-  if (in.size() != kPooledInputs) return "PooledSum takes 4 inputs, got " + std::to_string(in.size());
+  if (in.size() != kPooledInputs) return "PooledSum takes up to 8 inputs, got " + std::to_string(in.size());
   int64_t batch = 0;
   if (std::string wrong = rows(in[0], "total", &sizes->batch); !wrong.empty()) return wrong;
   if (std::string wrong = rows(in[1], "x", &batch); !wrong.empty()) return wrong;
@@ -134,8 +161,18 @@ std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
   sizes->span = in[3].dims[1];
   std::vector<int64_t> fine = in[0].dims;
   fine[rank - 2] = sizes->frames;
-  return first_misfit(in, kPooledNames, kPooledInputs,
-                      {in[0].dims, fine, {sizes->coarse * sizes->span}, {sizes->coarse, sizes->span}});
+  if (in[4].given != in[6].given || in[4].given != in[7].given || (in[5].given && !in[4].given))
+    return "x_stats, x_gamma and x_beta belong together (x_bias with them), one of them is missing";
+  const std::vector<int64_t> vector = {sizes->channels};
+  return first_misfit(in, kPooledNames, kPooledRequired,
+                      {in[0].dims,
+                       fine,
+                       {sizes->coarse * sizes->span},
+                       {sizes->coarse, sizes->span},
+                       {sizes->batch, 2},
+                       vector,
+                       vector,
+                       vector});
 }
 
 std::string check_index(const int64_t* index, int64_t count, int64_t size) {

@@ -24,12 +24,15 @@ extern const char* const kScanNames[kScanInputs];
 constexpr int kConvInputs = 3;
 extern const char* const kConvNames[kConvInputs];
 
-// x, weight, bias, gamma, beta, gate, shift, index
-constexpr int kNormInputs = 8, kNormRequired = 1, kNormIndex = 7;
+// x, weight, bias, gamma, beta, gate, shift, index, x_stats, x_bias, x_gamma, x_beta, x_shift, x_index
+constexpr int kNormInputs = 14, kNormRequired = 1, kNormIndex = 7, kNormReadIndex = 13;
 extern const char* const kNormNames[kNormInputs];
 
-// total, x, index, weight
-constexpr int kPooledInputs = 4, kPooledIndex = 2;
+// x, bias
+constexpr int kStatsInputs = 2, kStatsRequired = 1;
+
+// total, x, index, weight, x_stats, x_bias, x_gamma, x_beta
+constexpr int kPooledInputs = 8, kPooledRequired = 4, kPooledIndex = 2;
 extern const char* const kPooledNames[kPooledInputs];
 
 // Empty and the sizes filled in, or a sentence that names the input, what came and what was expected.
@@ -37,6 +40,8 @@ std::string check_scan(const std::vector<Input>& inputs, EdgesepScan* sizes);
 std::string check_conv(const std::vector<Input>& inputs, EdgesepConv* sizes);
 std::string check_norm(const std::vector<Input>& inputs, int64_t stride, EdgesepConvNorm* sizes);
 std::string check_pooled(const std::vector<Input>& inputs, EdgesepPooled* sizes);
+
+std::string check_stats(const std::vector<Input>& inputs, EdgesepConvNorm* sizes);
 
 // Empty, or a sentence where an index lies outside [0, size).
 std::string check_index(const int64_t* index, int64_t count, int64_t size);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "vec.h"
 
@@ -56,54 +57,140 @@ namespace {
 
 // One item's part: frames [begin, end) of the item.
 struct Part {
-  int64_t item, begin, end, number, parts;
+  int64_t item, parts, number, begin, end;
   Part(const EdgesepConvNorm& s, int64_t row)
-      : item(row / edgesep_conv_norm_parts(&s)), number(row % edgesep_conv_norm_parts(&s)), parts(edgesep_conv_norm_parts(&s)) {
-    begin = s.frames * number / parts;
-    end = s.frames * (number + 1) / parts;
-  }
+      : item(row / edgesep_conv_norm_parts(&s)),
+        parts(edgesep_conv_norm_parts(&s)),
+        number(row % parts),
+        begin(s.frames * number / parts),
+        end(s.frames * (number + 1) / parts) {}
 };
 
-// Calls f(channel, count, y) for every register of frame t before the norm.
+// Vectors over channels that no two registers of which share a line of the cache with others, and whose distance is no
+// power of two: rows 2 KiB apart would push each other out of it.
+class Vectors {
+ public:
+  void resize(int64_t count, int64_t channels) {
+    stride_ = (channels + kLine - 1) / kLine * kLine + kLine;
+    memory_.resize(static_cast<size_t>(count * stride_ + kLine));
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.data()), bytes = kLine * sizeof(float);
+    first_ = memory_.data() + ((at + bytes - 1) / bytes * bytes - at) / sizeof(float);
+  }
+  explicit operator bool() const { return first_; }
+  float* operator[](int64_t i) const { return first_ + i * stride_; }
+
+ private:
+  static constexpr int64_t kLine = 16;
+  std::vector<float> memory_;
+  float* first_ = nullptr;
+  int64_t stride_ = 0;
+};
+
+// What an item's readers make of a map whose norm was left to them: act(scale x + offset), as vectors over channels.
+class Read {
+ public:
+  template <typename S>
+  Read(const S& s, int64_t item) : slope_(s.x_slope) {
+    if (!s.x_stats) return;
+    const float mean = s.x_stats[2 * item], rstd = s.x_stats[2 * item + 1];
+    vectors_.resize(2, s.channels);
+    scale_ = vectors_[0];
+    offset_ = vectors_[1];
+    for (int64_t c = 0; c < s.channels; ++c) {
+      scale_[c] = s.x_gamma[c] * rstd;
+      offset_[c] = s.x_beta[c] + ((s.x_bias ? s.x_bias[c] : 0) - mean) * scale_[c];
+    }
+  }
+  explicit operator bool() const { return scale_; }
+  Vec operator()(Vec x, int64_t c, int64_t count) const {
+    const Vec v = x * load(scale_ + c, count) + load(offset_ + c, count);
+    return slope_ ? (v > 0.0f ? v : v * *slope_) : v;
+  }
+
+ private:
+  Vectors vectors_;
+  float *scale_ = nullptr, *offset_ = nullptr;
+  const float* slope_;
+};
+
+// The rows that a part reads, as they are or, where they change on the way, in a ring of as many as there are taps.
+class Rows {
+ public:
+  Rows(const EdgesepConvNorm& s, int64_t item)
+      : s_(s), read_(s, item), x_(s.x + item * s.frames_in * s.channels), shift_(s.x_shift) {
+    if (shift_) shift_ += item * s.x_coarse * s.channels;
+    if (read_ || shift_) ring_.resize(s.taps, s.channels);
+  }
+  // Rows are asked for in rising order, each window no longer than the ring.
+  const float* operator()(int64_t i) {
+    if (!ring_) return x_ + i * s_.channels;
+    float* row = ring_[i % s_.taps];
+    if (i <= last_) return row;
+    last_ = i;
+    const float* from = x_ + i * s_.channels;
+    const float* add = shift_ ? shift_ + (s_.x_index ? s_.x_index[i] : i) * s_.channels : nullptr;
+    over_channels(s_.channels, [&](int64_t c, int64_t count) {
+      Vec v = load(from + c, count);
+      if (read_) v = read_(v, c, count);
+      if (add) v += load(add + c, count);
+      store(row + c, v, count);
+    });
+    return row;
+  }
+
+ private:
+  const EdgesepConvNorm& s_;
+  const Read read_;
+  const float *x_, *shift_;
+  Vectors ring_;
+  int64_t last_ = -1;
+};
+
+// Calls f(channel, count, y) for every register of frame t before the norm. kTaps: 0 without a convolution.
 template <int kTaps, typename F>
-inline void convolved(const EdgesepConvNorm& s, const float* x, int64_t t, F f) {
+inline void convolved(const EdgesepConvNorm& s, Rows& rows, int64_t t, F f) {
   const int64_t channels = s.channels;
-  if (!s.w) {
+  if constexpr (!kTaps) {
+    const float* x = rows(t);
     over_channels(channels, [&](int64_t c, int64_t count) {
-      Vec v = load(x + t * channels + c, count);
+      Vec v = load(x + c, count);
       if (s.bias) v += load(s.bias + c, count);
       f(c, count, v);
     });
-    return;
+  } else {
+    const Taps taps(s, t);
+    const float* x[kTaps];
+    for (int64_t k = taps.low; k < taps.high; ++k) x[k] = rows(taps.at + k);
+    if (taps.high - taps.low == kTaps) {  // not at an edge: the compiler knows how many
+      over_channels(channels, [&](int64_t c, int64_t count) {
+        Vec v = s.bias ? load(s.bias + c, count) : Vec{};
+        for (int k = 0; k < kTaps; ++k) v += load(s.w + k * channels + c, count) * load(x[k] + c, count);
+        f(c, count, v);
+      });
+    } else {
+      over_channels(channels, [&](int64_t c, int64_t count) {
+        Vec v = s.bias ? load(s.bias + c, count) : Vec{};
+        for (int64_t k = taps.low; k < taps.high; ++k)
+          v += load(s.w + k * channels + c, count) * load(x[k] + c, count);
+        f(c, count, v);
+      });
+    }
   }
-  const Taps taps(s, t);
-  if (kTaps && !taps.low && taps.high == kTaps) {  // not at an edge, and the compiler knows how many
-    const float* from = x + taps.at * channels;
-    over_channels(channels, [&](int64_t c, int64_t count) {
-      Vec v = s.bias ? load(s.bias + c, count) : Vec{};
-      for (int k = 0; k < kTaps; ++k) v += load(s.w + k * channels + c, count) * load(from + k * channels + c, count);
-      f(c, count, v);
-    });
-    return;
-  }
-  over_channels(channels, [&](int64_t c, int64_t count) {
-    Vec v = s.bias ? load(s.bias + c, count) : Vec{};
-    for (int64_t k = taps.low; k < taps.high; ++k)
-      v += load(s.w + k * channels + c, count) * load(x + (taps.at + k) * channels + c, count);
-    f(c, count, v);
-  });
 }
+
+// Whether y is something else than x and has to be written before it is normalized.
+bool changed(const EdgesepConvNorm& s) { return s.w || s.bias || s.x_stats || s.x_shift; }
 
 template <int kTaps>
 void sums_of(const EdgesepConvNorm& s, int64_t row) {
   const Part part(s, row);
   const int64_t channels = s.channels;
-  const float* x = s.x + part.item * s.frames_in * channels;
-  float* y = s.w || s.bias ? s.y + part.item * s.frames * channels : nullptr;
+  float* y = changed(s) && s.y ? s.y + part.item * s.frames * channels : nullptr;
+  Rows rows(s, part.item);
   Total sums, squares;
   for (int64_t t = part.begin; t < part.end; ++t) {
     Vec row_sum{}, row_squares{};
-    convolved<kTaps>(s, x, t, [&](int64_t c, int64_t count, Vec v) {
+    convolved<kTaps>(s, rows, t, [&](int64_t c, int64_t count, Vec v) {
       if (y) store(y + t * channels + c, v, count);
       row_sum += v;
       row_squares += v * v;
@@ -115,53 +202,53 @@ void sums_of(const EdgesepConvNorm& s, int64_t row) {
   s.sums[2 * row + 1] = squares.value;
 }
 
-// Calls f(frame, channel, count, value) for every register of a part, normalized.
-template <int kTaps, typename F>
-inline void normed(const EdgesepConvNorm& s, const Part& part, F f) {
-  const int64_t channels = s.channels;
-  const float* x = s.x + part.item * s.frames_in * channels;
-  if (!s.gamma) {
-    for (int64_t t = part.begin; t < part.end; ++t)
-      convolved<kTaps>(s, x, t, [&](int64_t c, int64_t count, Vec v) { f(t, c, count, v); });
-    return;
+struct Stats {
+  float mean, rstd;
+  Stats(const EdgesepConvNorm& s, const Part& part) {
+    double sum = 0, squares = 0;
+    for (int64_t k = 0; k < part.parts; ++k) {
+      sum += s.sums[2 * (part.item * part.parts + k)];
+      squares += s.sums[2 * (part.item * part.parts + k) + 1];
+    }
+    const double n = static_cast<double>(s.frames * s.channels), centre = sum / n;
+    const double variance = std::max(0.0, squares / n - centre * centre);
+    mean = static_cast<float>(centre);
+    rstd = static_cast<float>(1 / std::sqrt(variance + static_cast<double>(s.eps)));
+    if (s.stats && !part.number) {
+      s.stats[2 * part.item] = mean;
+      s.stats[2 * part.item + 1] = rstd;
+    }
   }
-  double sum = 0, squares = 0;
-  for (int64_t k = 0; k < part.parts; ++k) {
-    sum += s.sums[2 * (part.item * part.parts + k)];
-    squares += s.sums[2 * (part.item * part.parts + k) + 1];
-  }
-  const double n = static_cast<double>(s.frames * channels), mean = sum / n;
-  const double variance = std::max(0.0, squares / n - mean * mean);
-  const float centre = static_cast<float>(mean);
-  const float rstd = static_cast<float>(1 / std::sqrt(variance + static_cast<double>(s.eps)));
-  if (s.stats && !part.number) {
-    s.stats[2 * part.item] = centre;
-    s.stats[2 * part.item + 1] = rstd;
-  }
-  const float* from = s.w || s.bias ? s.y + part.item * s.frames * channels : x;
-  for (int64_t t = part.begin; t < part.end; ++t)
-    over_channels(channels, [&](int64_t c, int64_t count) {
-      const Vec v = (load(from + t * channels + c, count) - centre) * rstd;
-      f(t, c, count, v * load(s.gamma + c, count) + load(s.beta + c, count));
-    });
-}
+};
 
 template <int kTaps>
 void apply_to(const EdgesepConvNorm& s, int64_t row) {
   const Part part(s, row);
   const int64_t channels = s.channels, coarse = part.item * s.coarse * channels;
   float* out = s.out + part.item * s.frames * channels;
-  const float slope = s.slope ? *s.slope : 1.0f;
-  normed<kTaps>(s, part, [&](int64_t t, int64_t c, int64_t count, Vec v) {
+  const auto finish = [&](int64_t t, int64_t c, int64_t count, Vec v) {
     if (s.sigmoid)
       v = sigmoid(v);
     else if (s.slope)
-      v = v > 0.0f ? v : v * slope;
+      v = v > 0.0f ? v : v * *s.slope;
     const int64_t at = coarse + (s.index ? s.index[t] : t) * channels + c;
     if (s.gate) v *= load(s.gate + at, count);
     if (s.shift) v += load(s.shift + at, count);
     store(out + t * channels + c, v, count);
-  });
+  };
+  if (!s.gamma) {
+    Rows rows(s, part.item);
+    for (int64_t t = part.begin; t < part.end; ++t)
+      convolved<kTaps>(s, rows, t, [&](int64_t c, int64_t count, Vec v) { finish(t, c, count, v); });
+    return;
+  }
+  const Stats stats(s, part);
+  const float* from = changed(s) ? s.y + part.item * s.frames * channels : s.x + part.item * s.frames * channels;
+  for (int64_t t = part.begin; t < part.end; ++t)
+    over_channels(channels, [&](int64_t c, int64_t count) {
+      const Vec v = (load(from + t * channels + c, count) - stats.mean) * stats.rstd;
+      finish(t, c, count, v * load(s.gamma + c, count) + load(s.beta + c, count));
+    });
 }
 
 template <int kTaps>
@@ -170,19 +257,21 @@ void over_rows(const EdgesepConvNorm* s, int64_t first, int64_t end, bool apply)
 }
 
 void over_rows(const EdgesepConvNorm* s, int64_t first, int64_t end, bool apply) {
-  if (s->w && s->taps == 5) return over_rows<5>(s, first, end, apply);
-  if (s->w && s->taps == 3) return over_rows<3>(s, first, end, apply);
-  if (s->w && s->taps == 1) return over_rows<1>(s, first, end, apply);
-  over_rows<0>(s, first, end, apply);
+  if (!s->w) return over_rows<0>(s, first, end, apply);
+  if (s->taps == 1) return over_rows<1>(s, first, end, apply);
+  if (s->taps == 3) return over_rows<3>(s, first, end, apply);
+  if (s->taps == 5) return over_rows<5>(s, first, end, apply);
+  over_rows<7>(s, first, end, apply);
 }
 
 }  // namespace
 
-void conv_norm_sums(const EdgesepConvNorm* s, int64_t first, int64_t end) {
-  if (s->gamma) over_rows(s, first, end, false);
-}
+void conv_norm_sums(const EdgesepConvNorm* s, int64_t first, int64_t end) { over_rows(s, first, end, false); }
 
-void conv_norm_apply(const EdgesepConvNorm* s, int64_t first, int64_t end) { over_rows(s, first, end, true); }
+void conv_norm_apply(const EdgesepConvNorm* s, int64_t first, int64_t end) {
+  if (s->gamma || !s->stats) return over_rows(s, first, end, true);
+  for (int64_t row = first; row < end; ++row) Stats(*s, Part(*s, row));  // the norm is left to the readers
+}
 
 void conv_norm_backward(const EdgesepConvNormBackward* s, int64_t first, int64_t end) {
   const int64_t channels = s->channels;
@@ -248,9 +337,13 @@ void pooled(const EdgesepPooled* s, int64_t first, int64_t end) {
     const int64_t j = row % s->coarse, span = s->span;
     const float *x = s->x + row / s->coarse * s->frames * s->channels, *weight = s->weight + j * span;
     const int64_t* index = s->index + j * span;
+    const Read read(*s, row / s->coarse);
     over_channels(s->channels, [&](int64_t c, int64_t count) {
       Vec v = load(s->total + row * s->channels + c, count);
-      for (int64_t k = 0; k < span; ++k) v += load(x + index[k] * s->channels + c, count) * weight[k];
+      for (int64_t k = 0; k < span; ++k) {
+        const Vec u = load(x + index[k] * s->channels + c, count);
+        v += (read ? read(u, c, count) : u) * weight[k];
+      }
       store(s->out + row * s->channels + c, v, count);
     });
   }

@@ -1,20 +1,22 @@
-// Depthwise convolution over frames, global layer norm, PReLU: the unit of which U-Conv blocks are made. And the gated
-// sum of two rates that joins their levels.
+// The unit of which U-Conv blocks are made: depthwise convolution over frames, global layer norm, activation, and the
+// gated sum that joins two rates. Each step is optional.
 //
-//   y_t   = bias + sum_k w_k x_{t stride - taps/2 + k}             or y = x + bias where w is null
+//   u_i   = act(x_gamma (x_i + x_bias - mean) rstd + x_beta) + x_shift_{j(i)}     what is read; mean, rstd in x_stats
+//   y_t   = bias + sum_k w_k u_{t stride - taps/2 + k}             or u + bias where w is null
 //   n     = gamma (y - mean) rstd + beta                           or n = y where gamma is null
 //   out_t = act(n_t) gate_{i(t)} + shift_{i(t)}                    act(n) = n if n > 0 else slope n, or sigmoid(n)
 //
-// mean, rstd over channels and frames of an item; i(t) = index[t], or t where index is null; w, bias, gate, shift may be
-// null. The gated sum alone, for training:
+// mean, rstd over channels and frames of an item; i(t) = index[t], or t where index is null, j likewise. Where gamma is
+// null and stats is not, the norm is left to the readers: out is y, and stats are those of y. That saves writing a map
+// and reading it again, which is what these nets spend their time on. The gated sum alone, for training:
 //
 //   gated = local_t sigmoid(gate_{i(t)}) + shift_{i(t)}
 //
 // And the sum of a map and of windows of a finer one, weighed (adaptive average pooling):
 //
-//   pooled_j = total_j + sum_k weight_jk x_{index[j span + k]}
+//   pooled_j = total_j + sum_k weight_jk u_{index[j span + k]}     u as above, without shift
 //
-// x (batch, frames_in, channels); y, out, local (batch, frames, channels); gate, shift (batch, coarse, channels);
+// x (batch, frames_in, channels); x_shift (batch, x_coarse, channels); y, out, local (batch, frames, channels); gate, shift (batch, coarse, channels);
 // w (taps, channels), taps odd; total, pooled (batch, coarse, channels), weight (coarse, span). frames = (frames_in - 1) / stride + 1. All float, contiguous.
 #pragma once
 #include <stdint.h>
@@ -26,12 +28,13 @@ extern "C" {
 enum { EDGESEP_NORM_MAX_TAPS = 7, EDGESEP_NORM_MAX_PARTS = 16 };
 
 typedef struct {
-  const float *x, *w, *bias, *gamma, *beta, *slope;  // slope: one value, or null without PReLU
-  const float *gate, *shift;
+  const float *x, *x_stats, *x_bias, *x_gamma, *x_beta, *x_slope, *x_shift;  // slopes: one value, or null
+  const int64_t* x_index;
+  const float *w, *bias, *gamma, *beta, *slope, *gate, *shift;
   const int64_t* index;
-  float *y, *stats, *out;  // y (may be out) is written where there are w or bias and gamma; stats (batch, 2) or null
+  float *y, *stats, *out;  // y (may be out) is written before a norm; stats (batch, 2): mean, rstd; out may be null
   double* sums;            // workspace, (batch, edgesep_conv_norm_parts, 2)
-  int64_t batch, frames_in, frames, channels, taps, stride, coarse;
+  int64_t batch, frames_in, frames, channels, taps, stride, coarse, x_coarse;
   float eps;
   int32_t sigmoid;
 } EdgesepConvNorm;
@@ -60,13 +63,13 @@ typedef struct {
 } EdgesepGatedBackward;
 
 typedef struct {
-  const float *total, *x, *weight;
+  const float *total, *x, *x_stats, *x_bias, *x_gamma, *x_beta, *x_slope, *weight;
   const int64_t* index;  // (coarse, span)
   float* out;
   int64_t batch, frames, coarse, span, channels;
 } EdgesepPooled;
 
-// Two passes: all rows of the first (none is needed without gamma), then all of the second. A row is one of the parts
+// Two passes: all rows of the first (not needed without gamma and stats), then all of the second. A row is one of the parts
 // of an item, edgesep_conv_norm_rows together; into how many an item is cut depends on its size alone, so that the sums
 // do too.
 static inline int64_t edgesep_conv_norm_parts(const EdgesepConvNorm* s) {

@@ -141,7 +141,7 @@ float attribute_float(const OrtApi* api, const OrtKernelInfo* info, const char* 
 struct Scan {
   static constexpr const char* kName = "SelectiveScan";
   static constexpr size_t kInputs = edgesep::kScanInputs, kRequired = edgesep::kScanRequired, kOutputs = 2;
-  static constexpr size_t kIntegers = kInputs;  // none
+  static constexpr bool integers(size_t) { return false; }
   static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
@@ -167,7 +167,7 @@ struct Scan {
 struct Conv {
   static constexpr const char* kName = "CausalConv1dSilu";
   static constexpr size_t kInputs = edgesep::kConvInputs, kRequired = kInputs, kOutputs = 1;
-  static constexpr size_t kIntegers = kInputs;  // none
+  static constexpr bool integers(size_t) { return false; }
   static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
@@ -187,22 +187,36 @@ struct Conv {
   }
 };
 
+// A slope of 1 is none.
+const float* given(const float& slope) { return slope == 1.0f ? nullptr : &slope; }
+
+// The unit's two passes.
+void run(const OrtApi* api, OrtKernelContext* context, EdgesepConvNorm& norm) {
+  std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
+  norm.sums = sums.data();
+  const int64_t rows = edgesep_conv_norm_rows(&norm);
+  if (norm.gamma || norm.stats) split(api, context, norm, edgesep_conv_norm_sums, rows);
+  if (norm.gamma || !norm.stats) return split(api, context, norm, edgesep_conv_norm_apply, rows);
+  edgesep_conv_norm_apply(&norm, 0, rows);  // a few numbers
+}
+
 struct Norm {
   static constexpr const char* kName = "ConvNorm";
-  static constexpr size_t kInputs = edgesep::kNormInputs, kRequired = edgesep::kNormRequired, kOutputs = 1;
-  static constexpr size_t kIntegers = edgesep::kNormIndex;
+  static constexpr size_t kInputs = edgesep::kNormInputs, kRequired = edgesep::kNormRequired, kOutputs = 2;
   static constexpr bool kKeepsShape = false;  // a stride leaves fewer frames
+  static constexpr bool integers(size_t i) { return i == edgesep::kNormIndex || i == edgesep::kNormReadIndex; }
 
   const OrtApi* api;
   int64_t stride, sigmoid;
-  float epsilon, slope;
+  float epsilon, slope, x_slope;
 
   Norm(const OrtApi* table, const OrtKernelInfo* info)
       : api(table),
         stride(attribute(table, info, "stride", 1)),
         sigmoid(attribute(table, info, "sigmoid")),
         epsilon(attribute_float(table, info, "epsilon", 1e-5f)),
-        slope(attribute_float(table, info, "slope", 1.0f)) {}
+        slope(attribute_float(table, info, "slope", 1.0f)),
+        x_slope(attribute_float(table, info, "x_slope", 1.0f)) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
@@ -210,36 +224,64 @@ struct Norm {
     require(api, kName, edgesep::check_norm(shapes_of(in), stride, &norm));
     norm.x = in[0].data, norm.w = in[1].data, norm.bias = in[2].data, norm.gamma = in[3].data, norm.beta = in[4].data;
     norm.gate = in[5].data, norm.shift = in[6].data, norm.index = in[7].integers();
+    norm.x_stats = in[8].data, norm.x_bias = in[9].data, norm.x_gamma = in[10].data, norm.x_beta = in[11].data;
+    norm.x_shift = in[12].data, norm.x_index = in[13].integers();
     if (norm.index) require(api, kName, edgesep::check_index(norm.index, norm.frames, norm.coarse));
-    norm.slope = slope == 1.0f ? nullptr : &slope;
+    if (norm.x_index) require(api, kName, edgesep::check_index(norm.x_index, norm.frames_in, norm.x_coarse));
+    norm.slope = given(slope);
+    norm.x_slope = given(x_slope);
     norm.eps = epsilon;
     norm.sigmoid = sigmoid != 0;
     std::vector<int64_t> dims = in[0].shape.dims;
     dims[dims.size() - 2] = norm.frames;
     norm.y = norm.out = output(api, context, 0, dims);
-    std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
-    norm.sums = sums.data();
-    const int64_t rows = edgesep_conv_norm_rows(&norm);
-    if (norm.gamma) split(api, context, norm, edgesep_conv_norm_sums, rows);
-    split(api, context, norm, edgesep_conv_norm_apply, rows);
+    norm.stats = output(api, context, 1, {norm.batch, 2});
+    run(api, context, norm);
+  }
+};
+
+struct GlobalStats {
+  static constexpr const char* kName = "GlobalStats";
+  static constexpr size_t kInputs = edgesep::kStatsInputs, kRequired = edgesep::kStatsRequired, kOutputs = 1;
+  static constexpr bool kKeepsShape = false;
+  static constexpr bool integers(size_t) { return false; }
+
+  const OrtApi* api;
+  float epsilon;
+
+  GlobalStats(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), epsilon(attribute_float(table, info, "epsilon", 1e-5f)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepConvNorm norm{};
+    require(api, kName, edgesep::check_stats(shapes_of(in), &norm));
+    norm.x = in[0].data, norm.bias = in[1].data;
+    norm.eps = epsilon;
+    norm.stats = output(api, context, 0, {norm.batch, 2});
+    run(api, context, norm);
   }
 };
 
 struct Pooled {
   static constexpr const char* kName = "PooledSum";
-  static constexpr size_t kInputs = edgesep::kPooledInputs, kRequired = kInputs, kOutputs = 1;
-  static constexpr size_t kIntegers = edgesep::kPooledIndex;
+  static constexpr size_t kInputs = edgesep::kPooledInputs, kRequired = edgesep::kPooledRequired, kOutputs = 1;
   static constexpr bool kKeepsShape = true;
+  static constexpr bool integers(size_t i) { return i == edgesep::kPooledIndex; }
 
   const OrtApi* api;
+  float x_slope;
 
-  Pooled(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+  Pooled(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), x_slope(attribute_float(table, info, "x_slope", 1.0f)) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
     EdgesepPooled pooled{};
     require(api, kName, edgesep::check_pooled(shapes_of(in), &pooled));
     pooled.total = in[0].data, pooled.x = in[1].data, pooled.index = in[2].integers(), pooled.weight = in[3].data;
+    pooled.x_stats = in[4].data, pooled.x_bias = in[5].data, pooled.x_gamma = in[6].data, pooled.x_beta = in[7].data;
+    pooled.x_slope = given(x_slope);
     require(api, kName, edgesep::check_index(pooled.index, pooled.coarse * pooled.span, pooled.frames));
     pooled.out = output(api, context, 0, in[0].shape.dims);
     split(api, context, pooled, edgesep_pooled, pooled.batch * pooled.coarse);
@@ -278,7 +320,7 @@ const OrtCustomOp* operation() {
     made.version = kOrtVersion;
     made.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
     made.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
-    made.GetInputType = [](const OrtCustomOp*, size_t i) { return i == Kernel::kIntegers ? kOrtInt64 : kOrtFloat; };
+    made.GetInputType = [](const OrtCustomOp*, size_t i) { return Kernel::integers(i) ? kOrtInt64 : kOrtFloat; };
     made.GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs; };
     made.GetOutputType = [](const OrtCustomOp*, size_t) { return kOrtFloat; };
     made.GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs; };
@@ -323,7 +365,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     static OrtCustomOpDomain* const domain = [api] {
       OrtCustomOpDomain* made = nullptr;
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
-      for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<Pooled>()})
+      for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>()})
         must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();

@@ -154,70 +154,148 @@ class CausalConv1dSilu : public ov::op::Op {
   bool reverse_ = false;
 };
 
+// A slope of 1 is none.
+const float* given_slope(const float& slope) { return slope == 1.0f ? nullptr : &slope; }
+
+// The unit's two passes.
+void run(EdgesepConvNorm& norm) {
+  std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
+  norm.sums = sums.data();
+  const int64_t rows = edgesep_conv_norm_rows(&norm);
+  if (norm.gamma || norm.stats) split(norm, edgesep_conv_norm_sums, rows);
+  if (norm.gamma || !norm.stats) return split(norm, edgesep_conv_norm_apply, rows);
+  edgesep_conv_norm_apply(&norm, 0, rows);  // a few numbers
+}
+
+// (batch, 2), from rows.
+ov::PartialShape stats_shape(const ov::PartialShape& rows) {
+  return {rows.rank().is_static() ? rows[0] : ov::Dimension::dynamic(), 2};
+}
+
+struct NormAttributes {
+  int64_t given = 1, stride = 1;
+  bool sigmoid = false, stats = false;
+  float epsilon = 1e-5f, slope = 1, x_slope = 1;
+};
+
 class ConvNorm : public ov::op::Op {
  public:
   OPENVINO_OP("ConvNorm", "edgesep");
 
   ConvNorm() = default;
-  ConvNorm(const ov::OutputVector& inputs, int64_t given, int64_t stride, bool sigmoid, float epsilon, float slope)
-      : Op(inputs), given_(given), stride_(stride), sigmoid_(sigmoid), epsilon_(epsilon), slope_(slope) {
+  ConvNorm(const ov::OutputVector& inputs, const NormAttributes& attributes) : Op(inputs), made_(attributes) {
     constructor_validate_and_infer_types();
   }
 
   void validate_and_infer_types() override {
-    const bool indexed = given_ >> edgesep::kNormIndex & 1;
-    require_float(*this, indexed ? get_input_size() - 1 : SIZE_MAX);
+    size_t at = 0;
+    for (size_t i = 0; i < edgesep::kNormInputs; ++i) {
+      if (!(made_.given >> i & 1)) continue;
+      const bool integers = i == edgesep::kNormIndex || i == edgesep::kNormReadIndex;
+      if (!integers && at < get_input_size())
+        OPENVINO_ASSERT(get_input_element_type(at).is_dynamic() || get_input_element_type(at) == ov::element::f32,
+                        "edgesep::ConvNorm: ", edgesep::kNormNames[i], " is ", get_input_element_type(at),
+                        ", expected f32");
+      ++at;
+    }
     ov::PartialShape shape = get_input_partial_shape(0);
-    if (stride_ > 1 && shape.rank().is_static()) {
+    if (made_.stats) set_output_type(1, ov::element::f32, stats_shape(shape));
+    if (made_.stride > 1 && shape.rank().is_static()) {
       ov::Dimension& frames = shape[shape.size() - 2];
-      frames = frames.is_static() ? ov::Dimension((frames.get_length() - 1) / stride_ + 1) : ov::Dimension::dynamic();
+      frames =
+          frames.is_static() ? ov::Dimension((frames.get_length() - 1) / made_.stride + 1) : ov::Dimension::dynamic();
     }
     set_output_type(0, ov::element::f32, shape);
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<ConvNorm>(inputs, given_, stride_, sigmoid_, epsilon_, slope_);
+    return std::make_shared<ConvNorm>(inputs, made_);
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
-    visitor.on_attribute("given", given_);
-    visitor.on_attribute("stride", stride_);
-    visitor.on_attribute("sigmoid", sigmoid_);
-    visitor.on_attribute("epsilon", epsilon_);
-    visitor.on_attribute("slope", slope_);
+    visitor.on_attribute("given", made_.given);
+    visitor.on_attribute("stride", made_.stride);
+    visitor.on_attribute("sigmoid", made_.sigmoid);
+    visitor.on_attribute("stats", made_.stats);
+    visitor.on_attribute("epsilon", made_.epsilon);
+    visitor.on_attribute("slope", made_.slope);
+    visitor.on_attribute("x_slope", made_.x_slope);
     return true;
   }
 
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const Inputs in(inputs, given_, edgesep::kNormInputs);
+    const Inputs in(inputs, made_.given, edgesep::kNormInputs);
     EdgesepConvNorm norm{};
-    std::string wrong = edgesep::check_norm(in.shapes, stride_, &norm);
-    const std::vector<int64_t> index = in.integers(edgesep::kNormIndex);
+    std::string wrong = edgesep::check_norm(in.shapes, made_.stride, &norm);
+    const std::vector<int64_t> index = in.integers(edgesep::kNormIndex), read = in.integers(edgesep::kNormReadIndex);
     if (wrong.empty() && !index.empty()) wrong = edgesep::check_index(index.data(), norm.frames, norm.coarse);
+    if (wrong.empty() && !read.empty()) wrong = edgesep::check_index(read.data(), norm.frames_in, norm.x_coarse);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::ConvNorm: ", wrong);
     ov::Shape shape = inputs[0].get_shape();
     shape[shape.size() - 2] = static_cast<size_t>(norm.frames);
     outputs[0].set_shape(shape);
     norm.x = in.data(0), norm.w = in.data(1), norm.bias = in.data(2), norm.gamma = in.data(3), norm.beta = in.data(4);
     norm.gate = in.data(5), norm.shift = in.data(6), norm.index = index.empty() ? nullptr : index.data();
-    norm.slope = slope_ == 1.0f ? nullptr : &slope_;
-    norm.eps = epsilon_;
-    norm.sigmoid = sigmoid_;
+    norm.x_stats = in.data(8), norm.x_bias = in.data(9), norm.x_gamma = in.data(10), norm.x_beta = in.data(11);
+    norm.x_shift = in.data(12), norm.x_index = read.empty() ? nullptr : read.data();
+    norm.slope = given_slope(made_.slope);
+    norm.x_slope = given_slope(made_.x_slope);
+    norm.eps = made_.epsilon;
+    norm.sigmoid = made_.sigmoid;
     norm.y = norm.out = outputs[0].data<float>();
-    std::vector<double> sums(static_cast<size_t>(norm.batch) * EDGESEP_NORM_MAX_PARTS * 2);
-    norm.sums = sums.data();
-    const int64_t rows = edgesep_conv_norm_rows(&norm);
-    if (norm.gamma) split(norm, edgesep_conv_norm_sums, rows);
-    split(norm, edgesep_conv_norm_apply, rows);
+    if (made_.stats) {
+      outputs[1].set_shape({static_cast<size_t>(norm.batch), 2});
+      norm.stats = outputs[1].data<float>();
+    }
+    run(norm);
     return true;
   }
 
  private:
-  int64_t given_ = 1, stride_ = 1;
-  bool sigmoid_ = false;
-  float epsilon_ = 1e-5f, slope_ = 1;
+  NormAttributes made_;
+};
+
+class GlobalStats : public ov::op::Op {
+ public:
+  OPENVINO_OP("GlobalStats", "edgesep");
+
+  GlobalStats() = default;
+  GlobalStats(const ov::OutputVector& inputs, float epsilon) : Op(inputs), epsilon_(epsilon) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    require_float(*this);
+    set_output_type(0, ov::element::f32, stats_shape(get_input_partial_shape(0)));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<GlobalStats>(inputs, epsilon_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("epsilon", epsilon_);
+    return true;
+  }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, 3, edgesep::kStatsInputs);
+    EdgesepConvNorm norm{};
+    const std::string wrong = edgesep::check_stats(in.shapes, &norm);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::GlobalStats: ", wrong);
+    outputs[0].set_shape({static_cast<size_t>(norm.batch), 2});
+    norm.x = in.data(0), norm.bias = in.data(1);
+    norm.eps = epsilon_;
+    norm.stats = outputs[0].data<float>();
+    run(norm);
+    return true;
+  }
+
+ private:
+  float epsilon_ = 1e-5f;
 };
 
 class PooledSum : public ov::op::Op {
@@ -225,7 +303,10 @@ class PooledSum : public ov::op::Op {
   OPENVINO_OP("PooledSum", "edgesep");
 
   PooledSum() = default;
-  explicit PooledSum(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+  PooledSum(const ov::OutputVector& inputs, int64_t given, float x_slope)
+      : Op(inputs), given_(given), x_slope_(x_slope) {
+    constructor_validate_and_infer_types();
+  }
 
   void validate_and_infer_types() override {
     require_float(*this, edgesep::kPooledIndex);
@@ -233,14 +314,18 @@ class PooledSum : public ov::op::Op {
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<PooledSum>(inputs);
+    return std::make_shared<PooledSum>(inputs, given_, x_slope_);
   }
 
-  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("given", given_);
+    visitor.on_attribute("x_slope", x_slope_);
+    return true;
+  }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const Inputs in(inputs, 15, edgesep::kPooledInputs);
+    const Inputs in(inputs, given_, edgesep::kPooledInputs);
     EdgesepPooled pooled{};
     std::string wrong = edgesep::check_pooled(in.shapes, &pooled);
     const std::vector<int64_t> index = in.integers(edgesep::kPooledIndex);
@@ -248,10 +333,16 @@ class PooledSum : public ov::op::Op {
     OPENVINO_ASSERT(wrong.empty(), "edgesep::PooledSum: ", wrong);
     outputs[0].set_shape(inputs[0].get_shape());
     pooled.total = in.data(0), pooled.x = in.data(1), pooled.index = index.data(), pooled.weight = in.data(3);
+    pooled.x_stats = in.data(4), pooled.x_bias = in.data(5), pooled.x_gamma = in.data(6), pooled.x_beta = in.data(7);
+    pooled.x_slope = given_slope(x_slope_);
     pooled.out = outputs[0].data<float>();
     split(pooled, edgesep_pooled, pooled.batch * pooled.coarse);
     return true;
   }
+
+ private:
+  int64_t given_ = 15;
+  float x_slope_ = 1;
 };
 
 // An input that the ONNX file left empty.
@@ -287,17 +378,28 @@ ov::OutputVector conv_from_onnx(const ov::frontend::NodeContext& node) {
 }
 
 ov::OutputVector norm_from_onnx(const ov::frontend::NodeContext& node) {
+  NormAttributes made;
+  made.given = 0;
+  const ov::OutputVector inputs = present(node, &made.given);
+  made.stride = node.get_attribute<int64_t>("stride", 1);
+  made.sigmoid = node.get_attribute<int64_t>("sigmoid", 0) != 0;
+  made.stats = node.get_attribute<int64_t>("deferred", 0) != 0;
+  made.epsilon = node.get_attribute<float>("epsilon", 1e-5f);
+  made.slope = node.get_attribute<float>("slope", 1);
+  made.x_slope = node.get_attribute<float>("x_slope", 1);
+  return std::make_shared<ConvNorm>(inputs, made)->outputs();
+}
+
+ov::OutputVector stats_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
   const ov::OutputVector inputs = present(node, &given);
-  return std::make_shared<ConvNorm>(inputs, given, node.get_attribute<int64_t>("stride", 1),
-                                    node.get_attribute<int64_t>("sigmoid", 0) != 0,
-                                    node.get_attribute<float>("epsilon", 1e-5f), node.get_attribute<float>("slope", 1))
-      ->outputs();
+  return std::make_shared<GlobalStats>(inputs, node.get_attribute<float>("epsilon", 1e-5f))->outputs();
 }
 
 ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
-  return std::make_shared<PooledSum>(present(node, &given))->outputs();
+  const ov::OutputVector inputs = present(node, &given);
+  return std::make_shared<PooledSum>(inputs, given, node.get_attribute<float>("x_slope", 1))->outputs();
 }
 
 }  // namespace
@@ -305,8 +407,10 @@ ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
 using ov::frontend::onnx::ConversionExtension;
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<SelectiveScan>>(), std::make_shared<ov::OpExtension<CausalConv1dSilu>>(),
-     std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<PooledSum>>(),
+     std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<GlobalStats>>(),
+     std::make_shared<ov::OpExtension<PooledSum>>(),
      std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
      std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
+     std::make_shared<ConversionExtension>("GlobalStats", "edgesep", stats_from_onnx),
      std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx)}));
