@@ -65,9 +65,9 @@ def test_the_quantized_share_is_of_all_multiplications(bundle):
     assert all(0.1 < f["quantized_macs_share"] < 1 for f in forms)
 
 
-def test_a_separator_without_a_scan_refuses_native(golden, mixtures, tmp_path):
-    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, target("onnxruntime", ops="native"))
-    with pytest.raises(InputError, match="TDANet has no selective scan; leave out"):
+def test_a_separator_without_native_operators_refuses_them(golden, mixtures, tmp_path):
+    recipe = write_recipe(tmp_path, golden("tfacm_small").checkpoint, mixtures, target("onnxruntime", ops="native"))
+    with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave ops"):
         deploy(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
     assert not (tmp_path / "out").exists()
 
