@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import numpy as np
 
-CONV_NORM = ("x", "weight", "bias", "gamma", "beta", "gate", "shift", "index")
-CONV_NORM += ("x_stats", "x_bias", "x_gamma", "x_beta", "x_shift", "x_index")
+_READ = ("x_stats", "x_bias", "x_gamma", "x_beta")
+CONV_NORM = ("x", "weight", "bias", "gamma", "beta", "gate", "shift", "index", *_READ, "x_shift", "x_index")
 GLOBAL_STATS = ("x", "bias")
-POOLED_SUM = ("total", "x", "index", "weight", "x_stats", "x_bias", "x_gamma", "x_beta")
+POOLED_SUM = ("total", "x", "index", "weight", *_READ)
 
 
 def conv_norm(

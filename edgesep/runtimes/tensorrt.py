@@ -44,7 +44,7 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     if precision not in PRECISIONS:
         raise UnsupportedError(f"tensorrt builds {' and '.join(PRECISIONS)} here, not {precision!r}")
     if library is not None and not TAKES_KERNELS:
-        raise UnsupportedError(f'{PACKAGE} takes no native kernels; leave scan = "portable" for this target')
+        raise UnsupportedError(f'{PACKAGE} takes no native kernels; leave ops = "portable" for this target')
     log = _Log()
     builder = trt.Builder(log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
