@@ -66,7 +66,9 @@ def test_the_quantized_share_is_of_all_multiplications(bundle):
 
 
 def test_a_separator_without_native_operators_refuses_them(golden, mixtures, tmp_path):
-    recipe = write_recipe(tmp_path, golden("tfacm_released_small").checkpoint, mixtures, target("onnxruntime", ops="native"))
+    recipe = write_recipe(
+        tmp_path, golden("tfacm_released_small").checkpoint, mixtures, target("onnxruntime", ops="native")
+    )
     with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave ops"):
         deploy(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
     assert not (tmp_path / "out").exists()
