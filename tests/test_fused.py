@@ -124,7 +124,7 @@ def test_statistics_equal_their_reference(name, tmp_path):
     assert output_snr_db(got, fused.global_stats(**given)) >= 100
 
 
-@pytest.mark.parametrize("read", [set(), READ | {"x_bias"}], ids=str)
+@pytest.mark.parametrize("read", [set(), READ | {"x_bias"}], ids=["plain", "normed"])
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_pooled_sum_equals_its_reference(name, read, tmp_path):
     r = np.random.default_rng(1)
