@@ -161,7 +161,8 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     cxx = compiler(target)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
     key = hashlib.sha256("\0".join([version, *options]).encode()).hexdigest()[:12]
-    folder = default_root() / f"{_prefix(kind, target)}-{key}"
+    # Builds with options are named apart: find() must not hand a sanitized library to an artifact.
+    folder = default_root() / f"{'options-' if options else ''}{_prefix(kind, target)}-{key}"
     if folder.is_dir():
         return folder
     cmake, ninja = tool("cmake"), tool("ninja")

@@ -12,7 +12,7 @@ from edgesep.spec import StreamSpec
 COLUMNS = (
     ("runtime", "runtime", "{}"),
     ("precision", "precision", "{}"),
-    ("ops", "operators", "{}"),
+    ("operators", "ops", "{}"),
     ("SI-SNRi dB", "si_snri_db", "{:.2f}"),
     ("drop dB", "drop_db", "{:.3f}"),
     ("worst 5 % dB", "drop_worst5_db", "{:.3f}"),

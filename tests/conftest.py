@@ -24,10 +24,19 @@ def _make_checkpoint():
     return module
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """One cache for all workers: what one has exported or compiled, the others need not."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(cache):
     """No test reads or writes the user's cache."""
-    monkeypatch.setenv("EDGESEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESEP_CACHE", str(cache))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -118,12 +127,12 @@ def recipe(golden, mixtures, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deployed(recipe, tmp_path_factory):
+def deployed(recipe, cache, tmp_path_factory):
     """The recipe, deployed once: (result, store)."""
     from edgesep.line import deploy
     from edgesep.store import Store
 
-    store = Store(tmp_path_factory.getbasetemp() / "cache")
+    store = Store(cache)
     return deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=store), store
 
 

@@ -137,10 +137,10 @@ def fitting_recipe(golden, mixtures, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(fitting_recipe, tmp_path_factory):
+def fitted(fitting_recipe, cache, tmp_path_factory):
     """A bundle fitted to its budget, and the report of its quantize pass."""
     out = tmp_path_factory.mktemp("out") / "bundle"
-    done = deploy(fitting_recipe, out, store=Store(tmp_path_factory.getbasetemp() / "cache"))
+    done = deploy(fitting_recipe, out, store=Store(cache))
     manifest = json.loads((out / "manifest.json").read_text())
     return done, next(p["report"] for p in manifest["passes"] if p["pass"] == "quantize")
 

@@ -14,7 +14,7 @@ from edgesep.store import Store
 
 
 @pytest.fixture(scope="module")
-def bundle(golden, tmp_path_factory):
+def bundle(golden, cache, tmp_path_factory):
     g = golden("spmamba_small")
     rate = g.conf["datamodule"]["data_config"]["sample_rate"]
     mixtures = write_set(tmp_path_factory.mktemp("sets") / "tiny", rate=rate)
@@ -26,7 +26,7 @@ def bundle(golden, tmp_path_factory):
         target("openvino", "int8", ops="native"),
     )
     recipe = write_recipe(tmp_path_factory.mktemp("recipe"), g.checkpoint, mixtures, *targets)
-    done = deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=Store(tmp_path_factory.mktemp("store")))
+    done = deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=Store(cache))
     assert done.ok, done.rows
     return edgesep.open_bundle(done.path)
 
@@ -65,12 +65,12 @@ def test_the_quantized_share_is_of_all_multiplications(bundle):
     assert all(0.1 < f["quantized_macs_share"] < 1 for f in forms)
 
 
-def test_a_separator_without_native_operators_refuses_them(golden, mixtures, tmp_path):
+def test_a_separator_without_native_operators_refuses_them(golden, mixtures, cache, tmp_path):
     recipe = write_recipe(
         tmp_path, golden("tfacm_released_small").checkpoint, mixtures, target("onnxruntime", ops="native")
     )
     with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave ops"):
-        deploy(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
+        deploy(recipe, tmp_path / "out", store=Store(cache))
     assert not (tmp_path / "out").exists()
 
 

@@ -40,14 +40,14 @@ def checkpoint(golden, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bundles(checkpoint, mixtures, tmp_path_factory):
+def bundles(checkpoint, mixtures, cache, tmp_path_factory):
     """Bundles of one and of three hops per call."""
     found = {}
     for hops in (1, 3):
         folder = tmp_path_factory.mktemp(f"stream{hops}")
         targets = TARGETS if hops == 1 else target("onnxruntime") + target("openvino")
         recipe = write_recipe(folder, checkpoint, mixtures, targets + STREAM.format(hops=hops))
-        assert deploy(recipe, folder / "bundle", store=Store(tmp_path_factory.getbasetemp() / "cache")).ok
+        assert deploy(recipe, folder / "bundle", store=Store(cache)).ok
         found[hops] = open_bundle(folder / "bundle")
     return found
 
