@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import target, write_recipe, write_set
+from conftest import shallow, target, write_recipe, write_set
 
 import edgesep
 from edgesep import InputError, UnsupportedError, kernels
@@ -25,7 +25,8 @@ def bundle(golden, cache, tmp_path_factory):
         target("openvino", ops="native"),
         target("openvino", "int8", ops="native"),
     )
-    recipe = write_recipe(tmp_path_factory.mktemp("recipe"), g.checkpoint, mixtures, *targets)
+    folder = tmp_path_factory.mktemp("recipe")
+    recipe = write_recipe(folder, shallow(g, folder), mixtures, *targets)
     done = deploy(recipe, tmp_path_factory.mktemp("out") / "bundle", store=Store(cache))
     assert done.ok, done.rows
     return edgesep.open_bundle(done.path)
@@ -66,9 +67,8 @@ def test_the_quantized_share_is_of_all_multiplications(bundle):
 
 
 def test_a_separator_without_native_operators_refuses_them(golden, mixtures, cache, tmp_path):
-    recipe = write_recipe(
-        tmp_path, golden("tfacm_released_small").checkpoint, mixtures, target("onnxruntime", ops="native")
-    )
+    checkpoint = shallow(golden("tfacm_released_small"), tmp_path)
+    recipe = write_recipe(tmp_path, checkpoint, mixtures, target("onnxruntime", ops="native"))
     with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave ops"):
         deploy(recipe, tmp_path / "out", store=Store(cache))
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import target, write_recipe
+from conftest import shallow, target, write_recipe
 from numpy.testing import assert_array_equal
 
 from edgesep import InputError, Stream, UnsupportedError, blocks, load_separator, open_bundle
@@ -29,14 +29,8 @@ TARGETS = target("onnxruntime") + target("onnxruntime", "int8") + target("openvi
 @pytest.fixture(scope="module")
 def checkpoint(golden, tmp_path_factory):
     """A small TFACM for hearing aids: the synthesis window is half of the analysis window."""
-    import yaml
-
     g, folder = golden("tfacm_released_small"), tmp_path_factory.mktemp("causal")
-    conf = json.loads(json.dumps(g.conf))
-    conf["audionet"]["audionet_config"] |= {"variant": "causal", "synthesis": SYNTHESIS}
-    (folder / "best_model.pth").write_bytes(g.checkpoint.read_bytes())
-    (folder / "conf.yml").write_text(yaml.safe_dump(conf))
-    return folder / "best_model.pth"
+    return shallow(g, folder, variant="causal", synthesis=SYNTHESIS)
 
 
 @pytest.fixture(scope="module")
