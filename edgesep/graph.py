@@ -41,7 +41,7 @@ def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], .
 
 def capture(separator: Separator) -> nn.Module:
     """The separator as an ATen graph with distinct modules for each iteration, for quantizers."""
-    with quiet():
+    with quiet(), frozen(separator.module):
         program = torch.export.export(
             unrolled(separator.module),
             example(separator),
@@ -66,7 +66,7 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
         BuildError: the exporter failed or made an invalid graph.
     """
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), frozen(module):
             program = torch.onnx.export(
                 module,
                 example(separator),
@@ -154,6 +154,19 @@ def describe(model: onnx.ModelProto, separator: Separator) -> None:
         "flat_maps": separator.flat_maps,
     }
     onnx.helper.set_model_props(model, {"edgesep": json.dumps(facts)})
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients: where one does, the exporter unrolls LSTMs over the example's frames."""
+    asking = [p for p in module.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from conftest import shallow
 from torch import nn
 
 from edgesep import BuildError, InputError, graph, load_separator
@@ -203,3 +205,12 @@ def test_channel_counts_are_multiples_of_what_vectors_want(separator, context):
     else:
         sizes = [m.out_channels for n, m in pruned.module.named_modules() if n.endswith("proj_1x1.conv")]
         assert np.all(np.array(sizes) % 8 == 0)
+
+
+def test_a_separator_that_is_still_training_exports_with_dynamic_lengths(golden, tmp_path):
+    separator = load_separator(shallow(golden("tfacm_released_small"), tmp_path))
+    separator.module.requires_grad_(True)
+    graph.export_onnx(separator, separator.module, tmp_path / "model.onnx")
+    sizes = onnx.load(tmp_path / "model.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param for d in sizes] == ["batch", "samples"]
+    assert all(p.requires_grad for p in separator.module.parameters())
