@@ -201,6 +201,26 @@ def _by_part(found: list[dict[str, Any]]) -> list[str]:
     return [f"| `{n}` | {share[n]:.1%} | {-10 * math.log10(noise[n]):.1f} | {worst[n]:.3f} |" for n in ranked]
 
 
+def peers() -> str:
+    """Published sizes: ours and what one would do otherwise."""
+    lines = [
+        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | output SNR dB | of peak"
+        " | MB |",
+        "|" + "---|" * 9,
+    ]
+    for r in rows("peers"):
+        case = f"| {r['separator']} | {r['audio_s']:g} s | {r['threads']} | {r['candidate']}"
+        if "failed" in r:
+            lines.append(f"{case} | failed | | | | |")
+            continue
+        lines.append(
+            f"{case} | {r['p50_ms']:.1f} | {r['faster']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
+        )
+    found = rows("peers")[0]
+    return "\n".join(lines) + f"\n\nMeasured on {found['environment']['cpu']}, {found['environment']['cores']} cores."
+
+
 def demos() -> str:
     lines = [
         "| separator | parameters | rate | SI-SNRi, unseen voices | training | seed |",
@@ -228,7 +248,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, compression, scan, streaming, long_files, papers, demos):
+    for make in (demo, runtimes, peers, compression, scan, streaming, long_files, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:
