@@ -8,13 +8,7 @@
 #include <vector>
 
 #include "../core/check.h"
-
-extern "C" {
-int edgesep_use(const char* isa);
-const char* edgesep_instruction_set(void);
-}
-
-namespace {
+#include "testing.h"
 
 int failures = 0;
 
@@ -22,9 +16,6 @@ void expect(bool good, const std::string& what) {
   if (!good) ++failures;
   std::printf("%s %s: %s\n", good ? "ok  " : "FAIL", edgesep_instruction_set(), what.c_str());
 }
-
-// The smallest SNR allowed, in dB: float32 arithmetic over thousands of steps leaves 118 or better.
-constexpr double kLimitDb = 110;
 
 double snr_db(const std::vector<float>& got, const std::vector<double>& wanted) {
   double signal = 0, noise = 0;
@@ -34,6 +25,8 @@ double snr_db(const std::vector<float>& got, const std::vector<double>& wanted) 
   }
   return 10 * std::log10(signal / (noise + 1e-300));
 }
+
+namespace {
 
 struct Case {
   int64_t batch, length, channels, state;
@@ -223,6 +216,7 @@ int main() {
     nan_stays_in_its_row(&Data::z, "z");
     for (const auto& [channels, taps] : {std::pair<int64_t, int64_t>{16, 4}, {37, 4}, {5, 1}, {20, 8}})
       conv_equals_the_reference(2, 33, channels, taps);
+    units_equal_the_reference();
   }
   misfits_are_named();
   std::printf("%d failed on %d instruction sets\n", failures, sets);
