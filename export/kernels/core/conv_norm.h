@@ -16,8 +16,9 @@
 //
 //   pooled_j = total_j + sum_k weight_jk u_{index[j span + k]}     u as above, without shift
 //
-// x (batch, frames_in, channels); x_shift (batch, x_coarse, channels); y, out, local (batch, frames, channels); gate, shift (batch, coarse, channels);
-// w (taps, channels), taps odd; total, pooled (batch, coarse, channels), weight (coarse, span). frames = (frames_in - 1) / stride + 1. All float, contiguous.
+// x (batch, frames_in, channels); x_shift (batch, x_coarse, channels); y, out, local (batch, frames, channels);
+// gate, shift (batch, coarse, channels); w (taps, channels), taps odd; total, pooled (batch, coarse, channels);
+// weight (coarse, span). frames = (frames_in - 1) / stride + 1. All float, contiguous.
 #pragma once
 #include <stdint.h>
 
@@ -69,9 +70,9 @@ typedef struct {
   int64_t batch, frames, coarse, span, channels;
 } EdgesepPooled;
 
-// Two passes: all rows of the first (not needed without gamma and stats), then all of the second. A row is one of the parts
-// of an item, edgesep_conv_norm_rows together; into how many an item is cut depends on its size alone, so that the sums
-// do too.
+// Two passes: all rows of the first (not needed without gamma and stats), then all of the second. A row is one of the
+// parts of an item, edgesep_conv_norm_rows together; into how many an item is cut depends on its size alone, so that
+// the sums do too.
 static inline int64_t edgesep_conv_norm_parts(const EdgesepConvNorm* s) {
   const int64_t most = EDGESEP_NORM_MAX_PARTS, parts = s->frames * s->channels / 16384;
   return parts < 1 ? 1 : parts < most ? parts : most;
