@@ -70,7 +70,7 @@ def ours(source: Path, kind: str, precision: str, folder: Path, native: bool) ->
 class Built:
     """The files of one separator, and the jobs that run them."""
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: Path, quantizers: bool):
         import torch
         from paper_tables import PUBLISHED
 
@@ -112,7 +112,9 @@ class Built:
             self.jobs["torch.compile"] = {"kind": "compile", **eager}
         self.jobs[BASE] = {"kind": "onnxruntime", "file": str(plain)}
         self.jobs["plain export, openvino"] = {"kind": "openvino", "file": str(plain)}
-        self._static_int8(plain)
+        self.quantizers = quantizers
+        if quantizers:
+            self._static_int8(plain)
         for kind, precision in OURS:
             made = folder / f"{kind}-{precision}"
             model = source
@@ -315,7 +317,8 @@ def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iter
     samples = int(audio_s * built.original.sample_rate_hz)
     inputs = built.folder / f"given-{samples}.npz"
     np.savez(inputs, **built.given(samples))
-    jobs = built.jobs | {"NNCF INT8, openvino": built.nncf(samples), "matrix product": {"kind": "matmul"}}
+    others = {"NNCF INT8, openvino": built.nncf(samples)} if built.quantizers else {}
+    jobs = built.jobs | others | {"matrix product": {"kind": "matmul"}}
     candidates: dict[str, Candidate] = {}
     failed: dict[str, str] = {}
     try:
@@ -372,6 +375,9 @@ def main() -> None:
     parser.add_argument("--audio", type=float, nargs="+", default=[1.0, 4.0], help="seconds of audio a query")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure each combination")
+    parser.add_argument(
+        "--no-quantizers", action="store_true", help="without other tools' INT8 (an hour for IIANet's graph)"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON alone")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -386,7 +392,7 @@ def main() -> None:
     for name in args.separator or SIZES:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{name}: building", file=sys.stderr, flush=True)
-            built = Built(name, Path(folder))
+            built = Built(name, Path(folder), not args.no_quantizers)
             for threads in args.threads:
                 for audio_s in args.audio:
                     print(f"{name}: {audio_s:g} s, {threads} thread(s)", file=sys.stderr, flush=True)
