@@ -130,9 +130,13 @@ class Elementwise(TorchDispatchMode):
         return out
 
 
+def created(name: str, config: dict[str, Any], rate: int) -> separators.Separator:
+    """A separator of this architecture with random weights."""
+    return next(m for m in separators.separator_modules() if name in m.NAMES).create(config, rate)
+
+
 def row(size: Published) -> dict[str, Any]:
-    module = next(m for m in separators.separator_modules() if size.name in m.NAMES)
-    separator = module.create(size.config, size.rate)
+    separator = created(size.name, size.config, size.rate)
     gmacs = cost(separator)[0] / 1e9
     with torch.no_grad(), Elementwise() as more:
         separator.module(*separator.example_inputs(separator.sample_rate_hz))

@@ -34,7 +34,6 @@ import numpy as np
 
 from edgesep import measure
 from edgesep.runtimes import int8_form, runtime
-from edgesep.spec import EdgesepError
 from edgesep.verify import output_snr_db
 
 HERE = Path(__file__).parent
@@ -72,7 +71,7 @@ class Built:
 
     def __init__(self, name: str, folder: Path, quantizers: bool):
         import torch
-        from paper_tables import PUBLISHED
+        from paper_tables import PUBLISHED, created
 
         from edgesep import graph
         from edgesep.calibration import MixtureSet
@@ -85,7 +84,7 @@ class Built:
         self.name, self.folder = name, folder
         self.size = next(s for s in PUBLISHED if s.title == SIZES[name])
         torch.manual_seed(0)
-        self.original = original = separated(self.size.name, self.size.config, self.size.rate)
+        self.original = original = created(self.size.name, self.size.config, self.size.rate)
         torch.save(original.module.state_dict(), folder / "state.pth")
         seen = len(original.inputs) > 1
         plain, scratch = folder / "plain.onnx", folder / "own.onnx"
@@ -98,7 +97,6 @@ class Built:
         mixtures = MixtureSet.open(SETS / "calibration", original.sample_rate_hz, mouth=seen)
         context = Context(original, mixtures, mixtures, folder)
         lowered = Lower()(original, context).separator
-        assert lowered is not None
         source = folder / "lowered.onnx"
         graph.export_onnx(lowered, lowered.module, source)
         quantize = Quantize(method="onnxruntime", mixtures=4)
@@ -152,8 +150,8 @@ class Built:
             import openvino
 
             model = openvino.Core().read_model(self.folder / "plain.onnx")
-            model.reshape({name: list(value.shape) for name, value in self.given(samples).items()})
             wanted = self.given(samples)
+            model.reshape({name: list(value.shape) for name, value in wanted.items()})
             feeds = [{n: np.resize(v, wanted[n].shape) for n, v in feed.items()} for feed in self.feeds]
             file = self.folder / f"nncf-{samples}.xml"
             openvino.save_model(nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds)), file, False)
@@ -172,14 +170,6 @@ class Built:
         return made | {"mixture": np.resize(mixture, (1, samples)).astype(np.float32)}
 
 
-def separated(name: str, config: dict[str, Any], rate: int) -> Any:
-    """A separator of this architecture with random weights."""
-    from edgesep import separators
-
-    module = next(m for m in separators.separator_modules() if name in m.NAMES)
-    return module.create(config, rate)
-
-
 def first_line(e: Exception) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
@@ -189,12 +179,13 @@ def loaded(job: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], np
     threads = job["threads"]
     if job["kind"] in ("eager", "compile"):
         import torch
+        from paper_tables import created
 
         from edgesep import kernels
 
         kernels.core_if_possible = lambda: None  # PyTorch as it is
         torch.set_num_threads(threads)
-        separator = separated(job["name"], job["config"], job["rate"])
+        separator = created(job["name"], job["config"], job["rate"])
         separator.module.load_state_dict(torch.load(job["state"], weights_only=True))
         module = torch.compile(separator.module) if job["kind"] == "compile" else separator.module
         inputs = [torch.from_numpy(given[s.name]) for s in separator.inputs]
@@ -222,28 +213,7 @@ def loaded(job: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], np
         runner = runtime(job["runtime"]).Runner(Path(job["folder"]), job["files"], job["precision"], threads)
         runner.__enter__()  # until the process ends
         return lambda: np.asarray(next(iter(runner.run(given).values())))
-    return _matmul(threads)
-
-
-def _matmul(threads: int) -> Callable[[], np.ndarray]:
-    """The machine's peak: 1000 x 512 x 512, 0.524 GFLOP."""
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["y"])],
-        "one",
-        [value("a", TensorProto.FLOAT, [1000, 512])],
-        [value("y", TensorProto.FLOAT, [1000, 512])],
-        [helper.make_tensor("b", TensorProto.FLOAT, [512, 512], np.ones(512 * 512, np.float32).tobytes(), raw=True)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    a = np.ones((1000, 512), np.float32)
-    return lambda: np.asarray(session.run(None, {"a": a})[0])
+    raise ValueError(job["kind"])
 
 
 def child() -> None:
@@ -256,7 +226,7 @@ def child() -> None:
         call = loaded(job, given)
         np.save(job["output"], call())
         call()
-    except (EdgesepError, Exception) as e:  # the parent's row says what a candidate raised
+    except Exception as e:  # the parent's row says what a candidate raised
         print(json.dumps({"failed": first_line(e)}), flush=True)
         return
     print(json.dumps({}), flush=True)
@@ -311,6 +281,7 @@ class Candidate:
 def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iterator[dict[str, Any]]:
     """Rows of one length and number of threads."""
     from runtimes import spread
+    from selective_scan import matmul_gflops
 
     from edgesep.inspect import cost
 
@@ -318,7 +289,7 @@ def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iter
     inputs = built.folder / f"given-{samples}.npz"
     np.savez(inputs, **built.given(samples))
     others = {"NNCF INT8, openvino": built.nncf(samples)} if built.quantizers else {}
-    jobs = built.jobs | others | {"matrix product": {"kind": "matmul"}}
+    jobs = built.jobs | others
     candidates: dict[str, Candidate] = {}
     failed: dict[str, str] = {}
     try:
@@ -333,6 +304,7 @@ def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iter
                 made.close()
             else:
                 candidates[what] = made
+        peak_gflops = matmul_gflops(threads)
         until = time.monotonic() + seconds
         rounds = 0
         while rounds < 2 or time.monotonic() < until:
@@ -346,7 +318,6 @@ def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iter
         for candidate in candidates.values():
             candidate.close()
     common = {"separator": built.name, "audio_s": audio_s, "threads": threads}
-    peak_gflops = 2 * 1000 * 512 * 512 / np.median(candidates.pop("matrix product").times) / 1e6
     gflop = 2e-9 * cost(built.original)[0] * audio_s
     reference = np.load(candidates["eager PyTorch"].output)
     base = candidates[BASE].times
@@ -362,7 +333,7 @@ def compared(built: Built, audio_s: float, threads: int, seconds: float) -> Iter
             "output_snr_db": round(min(output_snr_db(np.load(candidate.output), reference), 999.0), 1),
             "rtf": round(p50 / 1e3 / audio_s, 4),
             "of_peak": round(gflop / (p50 / 1e3) / peak_gflops, 4),
-            "peak_gflops": round(float(peak_gflops), 1),
+            "peak_gflops": round(peak_gflops, 1),
             "memory_mb": round(candidate.memory_mb, 1),
             "queries": len(candidate.times),
         }
