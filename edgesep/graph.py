@@ -17,8 +17,11 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript import rewriter
+from onnxscript.rewriter.rules.common import slice_split_rule
 from onnxscript.values import Opset
 from torch import nn
+from torch.export._patches import register_lstm_while_loop_decomposition
 
 from edgesep.onnx_edit import clean, leaky
 from edgesep.ops import onnx_forms
@@ -41,7 +44,7 @@ def dynamic_shapes(separator: Separator) -> tuple[dict[int, torch.export.Dim], .
 
 def capture(separator: Separator) -> nn.Module:
     """The separator as an ATen graph with distinct modules for each iteration, for quantizers."""
-    with quiet(), frozen(separator.module):
+    with quiet(), lstms_of_any_length():
         program = torch.export.export(
             unrolled(separator.module),
             example(separator),
@@ -66,7 +69,7 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
         BuildError: the exporter failed or made an invalid graph.
     """
     try:
-        with quiet(), torch.no_grad(), frozen(module):
+        with quiet(), torch.no_grad(), lstms_of_any_length(), quick_rewriting():
             program = torch.onnx.export(
                 module,
                 example(separator),
@@ -157,16 +160,33 @@ def describe(model: onnx.ModelProto, separator: Separator) -> None:
 
 
 @contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for gradients: where one does, the exporter unrolls LSTMs over the example's frames."""
-    asking = [p for p in module.parameters() if p.requires_grad]
-    for p in asking:
-        p.requires_grad_(False)
+def lstms_of_any_length() -> Iterator[None]:
+    """Traces do not unroll LSTMs over the example's frames.
+
+    The exporter sees to that by itself, but for its first step alone, and only as long as no other trace of the
+    process has met an LSTM: which decomposition a trace takes is cached, and registering another does not clear that.
+    """
+    cached = torch.ops.aten.lstm.input._dispatch_cache
+    cached.clear()
+    try:
+        with register_lstm_while_loop_decomposition():
+            yield
+    finally:
+        cached.clear()
+
+
+@contextlib.contextmanager
+def quick_rewriting() -> Iterator[None]:
+    """The exporter's rewriting without the one rule that looks through the whole graph for every node that it tries.
+
+    It is the only one of several outputs and makes the time quadratic in the nodes; no separator has what it looks for.
+    """
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(r for r in rules if r is not slice_split_rule)
     try:
         yield
     finally:
-        for p in asking:
-            p.requires_grad_(True)
+        rewriter._DEFAULT_REWRITE_RULES = rules
 
 
 @contextlib.contextmanager
