@@ -22,13 +22,13 @@ import argparse
 import contextlib
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import record
 
 import edgesep
 from edgesep import measure, verify
@@ -152,13 +152,14 @@ def engines(name: str, store: Store) -> Iterator[dict[str, Any]]:
 
 
 def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
-    """Ours, NNCF's and ONNX Runtime's INT8 of the same export, each on the runtimes that take it."""
-    import nncf
-    import onnx
-    import openvino
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    """Ours, NNCF's and ONNX Runtime's INT8 of the same export, each on the runtimes that take it.
 
-    from edgesep import graph, kernels
+    NNCF takes static shapes alone, so that all run at the length of the sets' mixtures.
+    """
+    import onnx
+    from builds import built, nncf_quantized, statically_quantized
+
+    from edgesep import graph
     from edgesep.bundle import Artifact, Separating
     from edgesep.ops import onnx_forms
 
@@ -170,53 +171,34 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     facts = separator.describe() | {"front_end": None}
     feeds = [{s.name: original.tensors(m.inputs())[s.name] for s in original.inputs} for m in line.calibration]
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = iter(feeds)
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         plain = folder / "plain.onnx"
         graph.export_onnx(original, original.module, plain)
-        native = onnx_forms.is_native(onnx.load(plain))
         onnx_forms.write_form(plain, plain)
         files: dict[tuple[str, str], tuple[Path, list[str]]] = {}
-        for what, only in (("onnxruntime, all", None), ("onnxruntime, products", ["Conv", "MatMul", "Gemm"])):
-            file = f"{what.partition(', ')[2]}.onnx"
-            try:
-                quantize_static(plain, folder / file, Reader(), op_types_to_quantize=only)
-            except Exception as e:  # whatever a peer's tool raises is its result
-                yield {"maker": what, "runtime": "onnxruntime", "failed": str(e).splitlines()[0][:200]}
+        for what, file in statically_quantized(plain, feeds, folder):
+            if isinstance(file, str):
+                yield {"maker": f"onnxruntime, {what}", "runtime": "onnxruntime", "failed": file}
                 continue
             for kind in RUNTIMES:
-                files[what, kind] = (folder, [file])
-        model = openvino.Core().read_model(plain)
-        quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds))
-        openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
-        files["nncf", "openvino"] = (folder, ["nncf.xml", "nncf.bin"])
+                files[f"onnxruntime, {what}", kind] = (folder, [file.name])
+        file = nncf_quantized(plain, feeds, {n: v.shape for n, v in feeds[0].items()}, folder)
+        if isinstance(file, str):
+            yield {"maker": "nncf", "runtime": "openvino", "failed": file}
+        else:
+            files["nncf", "openvino"] = (folder, [file.name, file.with_suffix(".bin").name])
         for kind in RUNTIMES:
             for what, precision in (("float", "fp32"), ("edgesep", "int8")):
                 source, _ = models[precision, int8_form(kind) if precision == "int8" else None]
+                native = onnx_forms.has_native_form(onnx.load(source), runtime(kind))
                 mine = folder / f"{what}-{kind}"
-                mine.mkdir()
-                onnx_forms.write_form(source, mine / "model.onnx", runtime(kind), native=native)
-                made = runtime(kind).build(mine / "model.onnx", mine, precision, {})
-                if native:
-                    library = mine / kernels.file_name(kind)
-                    library.write_bytes(kernels.library(kind).read_bytes())
-                    made.append(library.name)
-                files[what, kind] = (mine, made)
+                files[what, kind] = (mine, built(source, kind, precision, mine, native))
         test = [
             (m, original(*m.inputs())[0].numpy())
             for m in MixtureSet.open(SETS / "test", original.sample_rate_hz, original.sources, len(original.inputs) > 1)
         ]
-        x = {
-            s.name: v.numpy()
-            for s, v in zip(original.inputs, original.example_inputs(original.sample_rate_hz), strict=True)
-        }
+        x = original.tensors(test[0][0].inputs())
         calls, found = {}, {}
         for (what, kind), (where, names) in files.items():
             artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names))
@@ -263,7 +245,6 @@ def main() -> None:
     }
     if args.train is None and "pruned" in (args.part or names):
         parser.error("the part 'pruned' needs --train; make a set with: calibration/synthesise.py train")
-    file = HERE / "results" / "compression.jsonl"
     for name in args.separator or DEMOS:
         for part in args.part or names:
             print(f"{name}: {part}", flush=True)
@@ -271,10 +252,7 @@ def main() -> None:
             for found in parts[part](name):
                 rows.append({"part": part, "separator": name, **found})
                 print(json.dumps(rows[-1]), flush=True)
-                rows[-1] |= {"environment": measure.environment(), "day": time.strftime("%Y-%m-%d")}
-            kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
-            kept = [r for r in kept if (r["part"], r["separator"]) != (part, name)]
-            file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+            record("compression", rows, ("part", "separator"))
 
 
 if __name__ == "__main__":

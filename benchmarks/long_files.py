@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from recorded import record
 
 import edgesep
 from edgesep.measure import peak_rss_mb
@@ -99,10 +100,7 @@ def main() -> None:
                 row["si_snr_db"] = round(pit_si_snr_db(estimates, sources[: len(estimates)]), 2)
             rows.append({"separator": bundle.name, "audio_s": args.seconds, **how, **row})
             print(json.dumps(rows[-1]), flush=True)
-    file = HERE / "results" / "long_files.jsonl"
-    kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
-    kept = [r for r in kept if r["separator"] != bundle.name]
-    file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+    record("long_files", rows, ("separator",))
 
 
 if __name__ == "__main__":

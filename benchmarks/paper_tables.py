@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import record
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgesep import separators
@@ -156,7 +157,7 @@ def main() -> None:
     for size in PUBLISHED:
         rows.append(row(size))
         print(json.dumps(rows[-1]), flush=True)
-    (HERE / "results" / "papers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    record("papers", rows, ("size",))
 
 
 if __name__ == "__main__":

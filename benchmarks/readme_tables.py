@@ -6,21 +6,18 @@ python benchmarks/readme_tables.py --check    # exit 1 if a table in it is not w
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from recorded import rows
+
 from edgesep.report import markdown_table
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (HERE / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def demo() -> str:

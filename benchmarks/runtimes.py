@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import record
 
 import edgesep
 from edgesep import measure
@@ -50,7 +48,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--audio", type=float, default=1.0, help="seconds of audio a query")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "runtimes.jsonl")
     args = parser.parse_args()
 
     bundle = edgesep.open_bundle(args.bundle)
@@ -66,9 +63,6 @@ def main() -> None:
                 calls[key(artifact.label())] = lambda run=run: run(x)
         times = measure.paired_ms(calls, args.seconds)
     base = times[EAGER]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    )
     common = {
         "benchmark": "runtimes",
         "separator": bundle.name,
@@ -76,25 +70,23 @@ def main() -> None:
         "audio_s": args.audio,
         "threads": args.threads,
         "rounds": len(base),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
         "versions": bundle.manifest["versions"],
-        "environment": measure.environment(),
     }
     print(f"{bundle.name}, {args.audio} s of audio, {args.threads} thread(s), {len(base)} rounds")
-    with args.out.open("a") as f:
-        for (runtime, precision, ops), found in times.items():
-            ratio, low, high = spread(found, base)
-            row = {"runtime": runtime, "precision": precision} | ({"ops": ops} if ops else {})
-            row["p50_ms"] = round(float(np.median(found)), 3)
-            row |= {"faster_than_eager": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
-            row |= {
-                "rtf": round(float(np.median(found)) / 1e3 / args.audio, 5),
-                "drop_db": drops[runtime, precision, ops],
-            }
-            f.write(json.dumps({**row, **common}) + "\n")
-            what = f"{runtime:12s} {precision:5s} {ops or '':8s}"
-            print(f"{what} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
+    rows = []
+    for (runtime, precision, ops), found in times.items():
+        ratio, low, high = spread(found, base)
+        row = {"runtime": runtime, "precision": precision} | ({"ops": ops} if ops else {})
+        row["p50_ms"] = round(float(np.median(found)), 3)
+        row |= {"faster_than_eager": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+        row |= {
+            "rtf": round(float(np.median(found)) / 1e3 / args.audio, 5),
+            "drop_db": drops[runtime, precision, ops],
+        }
+        rows.append(row | common)
+        what = f"{runtime:12s} {precision:5s} {ops or '':8s}"
+        print(f"{what} {row['p50_ms']:9.2f} ms  {ratio:5.2f}x eager [{low:.2f}, {high:.2f}]")
+    record("runtimes", rows)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from recorded import record
 
 from edgesep import load_separator, verify
 from edgesep.calibration import Mixture, MixtureSet
@@ -63,15 +63,11 @@ def main() -> None:
         "worst5_db": round(-verify.worst_share([-g for g in gains], 0.05), 3),
         "training": args.training,
         "seed": tomllib.loads((HERE / "demos.toml").read_text())[name]["seed"],
-        "date": time.strftime("%Y-%m-%d"),
     }
     if visual:
         wrong = [gain_db(separator, with_the_other_mouth(item, i)) for i, item in enumerate(test)]
         row["wrong_mouth_si_snri_db"] = round(float(np.mean(wrong)), 3)
-    file = HERE / "results" / "demos.jsonl"
-    others = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kept = [r for r in others if r["separator"] != row["separator"]]
-    file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, row]))
+    record("demos", [row], ("separator",))
     print(json.dumps(row, indent=1))
 
 

@@ -14,10 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,10 @@ import onnx
 import onnxruntime
 import openvino
 import torch
+from builds import built
 from onnx import TensorProto, helper
 from paper_tables import PUBLISHED
+from recorded import record
 from runtimes import spread
 
 from edgesep import graph, kernels, measure
@@ -150,15 +149,10 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
         runners: dict[tuple[str, str], Any] = {("eager", "native"): eager}
         for name in ("onnxruntime", "openvino"):
             for form in ("portable", "native"):
-                module, folder = runtime(name), Path(root, f"{name}-{form}")
-                folder.mkdir()
-                onnx_forms.write_form(exported, folder / "model.onnx", module, native=form == "native")
-                library = kernels.library(name) if form == "native" else None
-                files = module.build(folder / "model.onnx", folder, "fp32", {}, library)
-                if library:
-                    files.append(shutil.copy(library, folder / kernels.file_name(name)).name)
+                folder = Path(root, f"{name}-{form}")
+                files = built(exported, name, "fp32", folder, native=form == "native")
                 spinless = {"spin": False} if name == "onnxruntime" else {}
-                runner = module.Runner(folder, files, "fp32", threads, **spinless)
+                runner = runtime(name).Runner(folder, files, "fp32", threads, **spinless)
                 runners[name, form] = stack.enter_context(runner)
         found: dict[tuple[str, str], np.ndarray] = {}
 
@@ -209,22 +203,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=30.0, help="for each shape or size")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    )
     common = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
         "versions": {"onnxruntime": onnxruntime.__version__, "openvino": runtime("openvino").version()},
         "instruction_set": kernels.core().edgesep_instruction_set().decode(),
-        "environment": measure.environment(),
     }
     chosen = [args.part] if args.part else list(parts)
     rows = [row | common for part in chosen for threads in args.threads for row in parts[part](threads, args.seconds)]
-    file = HERE / "results" / "selective_scan.jsonl"
-    before = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
-    kept = [r for r in before if (r["part"], r["threads"]) not in {(r["part"], r["threads"]) for r in rows}]
-    file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+    record("selective_scan", rows, ("part", "threads"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from paper_tables import PUBLISHED
+from recorded import record
 
 import edgesep
 from edgesep import Stream, bench, graph, measure
@@ -196,17 +196,12 @@ def main() -> None:
         "window": lambda: window(bundle, args.checkpoint),
         "published": lambda: published((8,)),
     }
-    file = HERE / "results" / "streaming.jsonl"
     for name in args.part or names:
         rows = []
         for found in parts[name]():
             rows.append({"part": name, "separator": bundle.name, **found})
-            rows[-1].setdefault("environment", measure.environment())
-            rows[-1]["day"] = time.strftime("%Y-%m-%d")
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "environment"}), flush=True)
-        kept = [json.loads(t) for t in file.read_text().splitlines()] if file.exists() else []
-        kept = [r for r in kept if r["part"] != name]
-        file.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))
+        record("streaming", rows, ("part",))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""What the benchmarks compare: this toolkit's builds of an exported graph, and other tools' INT8 of the same graph."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from candidate import first_line
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+from edgesep import kernels
+from edgesep.ops import onnx_forms
+from edgesep.runtimes import runtime
+
+#: what of a graph ONNX Runtime's quantizer takes: all that it can, or products alone
+STATIC = {"all": None, "products": ["Conv", "MatMul", "Gemm"]}
+
+
+def built(source: Path, kind: str, precision: str, folder: Path, native: bool) -> list[str]:
+    """Build an exported graph for a runtime; the artifact's files, with the kernels if it is native."""
+    folder.mkdir()
+    module, library = runtime(kind), kernels.library(kind) if native else None
+    onnx_forms.write_form(source, folder / "model.onnx", module, native=native)
+    files = list(module.build(folder / "model.onnx", folder, precision, {}, library))
+    if library:
+        files.append(Path(shutil.copy(library, folder / kernels.file_name(kind))).name)
+    return files
+
+
+class Reader(CalibrationDataReader):
+    """Hands a quantizer one set of inputs after another."""
+
+    def __init__(self, feeds: Sequence[dict[str, np.ndarray]]) -> None:
+        self.left = iter(feeds)
+
+    def get_next(self) -> Any:
+        return next(self.left, None)
+
+
+def statically_quantized(
+    plain: Path, feeds: Sequence[dict[str, np.ndarray]], folder: Path
+) -> Iterator[tuple[str, Path | str]]:
+    """ONNX Runtime's static quantizer with default options, by choice of ``STATIC``: a file, or why none."""
+    for what, only in STATIC.items():
+        file = folder / f"static-{what}.onnx"
+        try:
+            quantize_static(plain, file, Reader(feeds), op_types_to_quantize=only)
+        except Exception as e:  # whatever a peer's tool raises is its result
+            yield what, first_line(e)
+        else:
+            yield what, file
+
+
+def nncf_quantized(
+    plain: Path, feeds: Sequence[dict[str, np.ndarray]], shapes: dict[str, tuple[int, ...]], folder: Path
+) -> Path | str:
+    """NNCF with default options, which takes static shapes alone: OpenVINO's file, or why there is none."""
+    try:
+        import nncf
+        import openvino
+
+        model = openvino.Core().read_model(plain)
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+        fitting = [{name: np.resize(v, shapes[name]) for name, v in feed.items()} for feed in feeds]
+        file = folder / "nncf.xml"
+        quantized = nncf.quantize(model, nncf.Dataset(fitting), subset_size=len(fitting))
+        openvino.save_model(quantized, file, compress_to_fp16=False)
+    except Exception as e:  # whatever a peer's tool raises is its result
+        return first_line(e)
+    return file
