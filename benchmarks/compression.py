@@ -11,6 +11,8 @@ The parts, each a group of rows in ``results/compression.jsonl`` (a rerun replac
 * pruned: 30 and 50 % of the multiply-accumulates pruned, recovered by fine-tuning, then INT8.
 * sensitivity: drop and output SNR of each part of the separator, in INT8 alone.
 * engines: TensorRT's builder on its own form of the Q/DQ graph.
+* half: products in fp16, on ONNX Runtime and through TensorRT's builder.
+* qat: every layer in INT8 without training, after training in float and after training with the rounding of INT8.
 * peers: the same float model through NNCF and through ONNX Runtime's static quantizer, defaults, paired in one run.
 
 Figures are those of the test set, which no search looks at. Interrupted runs resume: finished steps are kept.
@@ -53,8 +55,9 @@ def recipe(
     train: Path | None = None,
     runtimes: tuple[str, ...] = RUNTIMES,
     precisions: tuple[str, ...] = ("fp32", "int8"),
+    ops: str | None = None,
 ) -> Recipe:
-    ops = "native" if name != "TFACM" and name != "HearingAid" and "tensorrt" not in runtimes else "portable"
+    ops = ops or ("native" if name != "TFACM" and name != "HearingAid" and "tensorrt" not in runtimes else "portable")
     return Recipe(
         separator=SeparatorSection(checkpoint=Path(edgesep.__file__).parent / "demo" / f"{DEMOS[name]}.pth"),
         data=DataSection(calibration=SETS / "calibration", test=SETS / "test", train=train),
@@ -133,6 +136,33 @@ def pruned(name: str, store: Store, train: Path, steps: int) -> Iterator[dict[st
                     "recovered_db": found["finetune"],
                     **{k: row.get(k) for k in SHOWN},
                 }
+
+
+def qat(name: str, store: Store, train: Path, steps: int) -> Iterator[dict[str, Any]]:
+    """Every layer in INT8, whatever that costs: as it is, after training in float, after training with the rounding."""
+    tune = {"pass": "finetune", "steps": steps, "lr": 5e-4, "seconds": 2.0}
+    for how, before in (("none", []), ("in float", [tune]), ("with rounding", [tune | {"quantized": True}])):
+        passes = [*before, *LOWER, {"pass": "quantize", "method": "onnxruntime"}]
+        rows, _ = deployed(recipe(name, passes, None, None, train if before else None, ("openvino",)), store)
+        for row in rows:
+            if row["runtime"] != "eager":
+                yield {"trained": how, "steps": steps if before else 0, "precision": row["precision"]} | {
+                    k: row.get(k) for k in SHOWN
+                }
+
+
+def half(name: str, store: Store) -> Iterator[dict[str, Any]]:
+    """fp16: the quality where this machine can run the graph, the size and the builder's word elsewhere."""
+    runtimes = ("onnxruntime",) if name == "HearingAid" else ("onnxruntime", "tensorrt")
+    passes = [LOWER[0], {"pass": "halve"}]
+    rows, reports = deployed(recipe(name, passes, None, None, None, runtimes, ("fp32", "fp16"), "portable"), store)
+    products = [r["report"] for r in reports if r["pass"] == "halve"]
+    for row in rows[1:]:
+        yield {
+            **{k: row.get(k) for k in ("runtime", "precision", "status", "runtime_version", *SHOWN, "output_snr_db")},
+            "fp16_products": [f"{p['fp16_products']} of {p['products']}" for p in products],
+            "casts": sum(p["casts"] for p in products),
+        }
 
 
 def sensitivity(name: str, store: Store) -> Iterator[dict[str, Any]]:
@@ -228,7 +258,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("int8", "budget", "sensitivity", "engines", "pruned", "peers")
+    names = ("int8", "budget", "sensitivity", "engines", "half", "pruned", "qat", "peers")
     parser.add_argument("--part", choices=names, action="append", help="may be repeated (default: all)")
     parser.add_argument("--separator", choices=list(DEMOS), action="append", help="may be repeated (default: all)")
     parser.add_argument("--train", type=Path, help="mixture set for recovery after pruning")
@@ -240,11 +270,13 @@ def main() -> None:
         "budget": lambda n: int8(n, store, 0.05, None),
         "sensitivity": lambda n: sensitivity(n, store),
         "engines": lambda n: engines(n, store),
+        "half": lambda n: half(n, store),
         "pruned": lambda n: pruned(n, store, args.train, args.steps),
+        "qat": lambda n: qat(n, store, args.train, args.steps),
         "peers": lambda n: peers(n, store),
     }
-    if args.train is None and "pruned" in (args.part or names):
-        parser.error("the part 'pruned' needs --train; make a set with: calibration/synthesise.py train")
+    if args.train is None and {"pruned", "qat"} & set(args.part or names):
+        parser.error("the parts 'pruned' and 'qat' need --train; make a set with: calibration/synthesise.py train")
     for name in args.separator or DEMOS:
         for part in args.part or names:
             print(f"{name}: {part}", flush=True)

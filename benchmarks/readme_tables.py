@@ -162,6 +162,24 @@ def compression() -> str:
                 f" | {r['recovered_db'].get('steps', 0)} | {r['precision']} | {r['drop_db']:.3f}"
                 f" | {r['drop_worst5_db']:.3f} |"
             )
+    if "qat" in parts:
+        lines += ["", "Every layer in INT8, no budget, after training in float or with INT8's rounding (OpenVINO):", ""]
+        lines += ["| separator | trained | steps | precision | drop dB | worst 5 % dB |", "|" + "---|" * 6]
+        lines += [
+            f"| {r['separator']} | {r['trained']} | {r['steps']} | {r['precision']} | {r['drop_db']:.3f}"
+            f" | {r['drop_worst5_db']:.3f} |"
+            for r in parts["qat"]
+        ]
+    if "half" in parts:
+        lines += ["", "Products in fp16 (`halve`); TensorRT's engines are built here, not run:", ""]
+        lines += ["| separator | runtime | products in fp16 | drop dB | worst 5 % dB | MB |", "|" + "---|" * 6]
+        for r in parts["half"]:
+            if r["precision"] == "fp16":
+                drops = [f"{r[k]:.4f}" if r[k] is not None else r["status"] for k in ("drop_db", "drop_worst5_db")]
+                products = " + ".join(r["fp16_products"])
+                lines.append(
+                    f"| {r['separator']} | {r['runtime']} | {products} | {' | '.join(drops)} | {r['size_mb']:.2f} |"
+                )
     if mamba := _by_part([r for r in parts.get("sensitivity", ()) if r["separator"] == "SPMamba"]):
         lines += ["", "INT8 in each part of a Mamba separator alone (the packaged SPMamba):", ""]
         lines += [

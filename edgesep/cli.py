@@ -199,7 +199,7 @@ def separate(
     audio: Annotated[Path, typer.Argument(help="WAV or FLAC, any rate, mono or stereo")],
     out: Annotated[Path, typer.Option(help="folder for one WAV per source")],
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8")] = None,
     ops: Annotated[str | None, typer.Option(help="operators: native or portable")] = None,
     threads: Threads = None,
     mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
@@ -257,7 +257,7 @@ def stream(
     block_s: Annotated[float | None, typer.Option(help="bundles without a stream: blocks of so many seconds")] = None,
     mouth: Annotated[Path | None, typer.Option(help="IIANet: mouth video of the wanted speaker, .npz or .npy")] = None,
     runtime: Annotated[str | None, typer.Option(help="default: the first that runs here")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8")] = None,
     threads: Threads = None,
 ) -> None:
     """Separate hop by hop, with a bounded memory: a file, or the sound card's input until Ctrl-C.

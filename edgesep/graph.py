@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,11 @@ def name_nodes(model: onnx.ModelProto, separator: Separator) -> None:
 def layer_of(node: onnx.NodeProto) -> str:
     """The submodule that an exported node computes (``name_nodes``)."""
     return node.name.rpartition("/")[0]
+
+
+def within(layer: str, modules: Iterable[str]) -> bool:
+    """Whether a layer is one of these submodules or lies in one."""
+    return any(layer == m or layer.startswith(f"{m}.") for m in modules)
 
 
 def _refuse_burnt_in(model: onnx.ModelProto, separator: Separator) -> None:

@@ -37,6 +37,7 @@ from edgesep.separators.base import resize
 from edgesep.spec import InputError, UnsupportedError
 from edgesep.store import Store, file_digest, replace_folder
 
+OF_THE_RUNTIME = {"fp32", "bf16"}  # precisions of the runtime, not of the graph
 #: (precision, form) → the ONNX file and the key of the step that made it
 Models = dict[tuple[str, Int8Form | None], tuple[Path, dict[str, Any]]]
 
@@ -86,11 +87,12 @@ class Line:
             if target.runtime == "eager":
                 raise InputError("eager is the reference and always measured; name another runtime as target")
         self.passes = [passes.make(**{"name": p.get("pass", ""), **_fields(p)}) for p in recipe.passes]
-        made = {p.precision for p in self.passes if p.stage == "onnx"} | {"fp32", "bf16"}
+        made = {p.precision for p in self.passes if p.stage == "onnx"} | OF_THE_RUNTIME
         for target in recipe.targets:
             if target.precision not in made:
+                maker = next(n for n in passes.names() if getattr(passes.make(n), "precision", "") == target.precision)
                 raise InputError(
-                    f"target {target.runtime} asks for {target.precision}, but no pass makes it; add a quantize pass"
+                    f"target {target.runtime} asks for {target.precision}, but no pass makes it; add a {maker} pass"
                 )
         named = recipe.separator
         self.original = load_separator(
@@ -289,9 +291,9 @@ class Line:
         models: Models = {("fp32", None): (source, key)}
         wanted = dict.fromkeys(_made_by(t) for t in self.recipe.targets)
         for p, (precision, form) in itertools.product(self.passes, wanted):
-            if p.stage != "onnx" or p.precision != precision or form is None:
+            if p.stage != "onnx" or p.precision != precision:
                 continue
-            step = self._key(p, key) | {"form": asdict(form)}
+            step = self._key(p, key) | {"form": form and asdict(form)}
             tried = self.store.lasting("trials", step)  # what was tried for one budget serves another
             step |= {"criteria": asdict(self.recipe.limits()) if getattr(p, "fit", False) else None}
 
@@ -385,10 +387,10 @@ def _settings(p: Any) -> str:
 
 
 def _made_by(target: TargetSection) -> tuple[str, Int8Form | None]:
-    """Which graph is behind a target: bf16 is a precision of the runtime, not of the graph."""
-    if target.precision != "int8":
+    """Which graph is behind a target."""
+    if target.precision in OF_THE_RUNTIME:
         return "fp32", None
-    return "int8", int8_form(target.runtime)
+    return target.precision, int8_form(target.runtime) if target.precision == "int8" else None
 
 
 def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separator:

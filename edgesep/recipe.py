@@ -62,7 +62,7 @@ class TargetSection(Section):
     operators."""
 
     runtime: str
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     threads: Annotated[int, Field(ge=0)] = 0
     ops: Literal["portable", "native"] = "portable"
 

@@ -7,9 +7,10 @@ import onnx
 import pytest
 import torch
 
-from edgesep import InputError, graph, passes
+from edgesep import BuildError, InputError, graph, passes
 from edgesep.int8 import quantized_share
 from edgesep.passes.finetune import Finetune
+from edgesep.passes.halve import Halve
 from edgesep.passes.prune import Prune
 from edgesep.passes.quantize import Quantize
 from edgesep.runtimes import runtime
@@ -52,6 +53,42 @@ def test_named_submodules_stay_float(separator, exported, context, tmp_path):
     all_of_them = quantize(separator, exported, tmp_path / "a.onnx", context).report["quantized_macs_share"]
     fewer = Quantize(method="onnxruntime", mixtures=1, keep_float=("bottleneck", "mask_net.1"))
     assert fewer(separator, exported, tmp_path / "b.onnx", context).report["quantized_macs_share"] < all_of_them
+
+
+def test_half_precision_multiplies_in_fp16_and_sums_in_float32(separator, exported, context, tmp_path):
+    report = Halve()(separator, exported, tmp_path / "half.onnx", context).report
+    assert report["fp16_products"] == report["products"] > 20
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "half.onnx"))
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in values}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul"):
+            assert kinds[node.output[0]] == onnx.TensorProto.FLOAT16
+        elif node.op_type in ("InstanceNormalization", "LayerNormalization", "ReduceMean", "Softmax", "Sqrt"):
+            assert kinds[node.output[0]] == onnx.TensorProto.FLOAT
+    assert {kinds[v.name] for v in (*model.graph.input, *model.graph.output)} == {onnx.TensorProto.FLOAT}
+    files = runtime("onnxruntime").build(tmp_path / "half.onnx", tmp_path, "fp16", {})
+    x = context.calibration[0].mixture[None]
+    with runtime("onnxruntime").Runner(tmp_path, files, "fp16") as runner:
+        assert output_snr_db(runner.run({"mixture": x})["estimates"], separator(x).numpy()) > 50
+
+
+def test_half_precision_leaves_what_is_named_in_float32(separator, exported, context, tmp_path):
+    kept = Halve(keep_float=("bottleneck",))(separator, exported, tmp_path / "half.onnx", context).report
+    assert kept["fp16_products"] == kept["products"] - 1
+    with pytest.raises(InputError, match="no submodule 'nothing'"):
+        Halve(keep_float=("nothing",))(separator, exported, tmp_path / "half.onnx", context)
+
+
+def test_weights_beyond_half_precision_are_refused(separator, exported, context, tmp_path):
+    model = onnx.load(exported)
+    weight = next(c for c in model.graph.initializer if len(c.dims) == 4)
+    large = np.full(tuple(weight.dims), 1e5, np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(large, weight.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(BuildError, match="too large for fp16"):
+        Halve()(separator, tmp_path / "large.onnx", tmp_path / "half.onnx", context)
+    assert not (tmp_path / "half.onnx").exists()
 
 
 def test_float_graph_has_no_quantized_share(separator, exported):

@@ -91,7 +91,7 @@ class Quantize:
         if unknown := [name for name in self.keep_float if name not in modules | set(macs)]:
             raise InputError(f"quantize.keep_float names {unknown[0]!r}, which {separator.name} does not have")
         kept = (*separator.keep_float, *self.keep_float)
-        open_layers = {name: count for name, count in macs.items() if not _within(name, kept)}
+        open_layers = {name: count for name, count in macs.items() if not graph.within(name, kept)}
         report: dict[str, Any] = {"method": self.method, "form": asdict(chosen)}
         if not open_layers:
             raise BuildError(f"keep_float leaves no layer of {separator.name} to quantize; use fp32 or bf16 instead")
@@ -175,8 +175,3 @@ def _calls(separator: Separator, spec: StreamSpec, mixture: np.ndarray) -> Itera
         samples = mixture[start : start + size]
         yield {name: value.copy() for name, value in hops.feeds.items()} | {"mixture": samples[None]}
         hops.call(samples)
-
-
-def _within(layer: str, modules: Iterable[str]) -> bool:
-    """Whether a layer is one of these submodules or lies in one."""
-    return any(layer == m or layer.startswith(f"{m}.") for m in modules)

@@ -18,11 +18,13 @@ from edgesep.runtimes.base import Executed, Int8Form, Shapes
 from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
 INT8 = Int8Form(outputs=True, recurrent=True)
 FUSES = True  # its adapter has the kernels of fused units
 PROFILED = 5  # queries
+LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
 def version() -> str:
@@ -33,6 +35,8 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     """The artifact is an ONNX file: ONNX Runtime compiles it at load for the CPU it meets."""
     from edgesep.onnx_edit import for_onnxruntime  # on the build host alone
 
+    if precision == "fp16" and library is not None:
+        raise UnsupportedError('the native kernels compute in float32; leave ops = "portable" for this target')
     name = f"{precision}.onnx"
     (folder / name).write_bytes(for_onnxruntime(model.read_bytes()))
     return [name]
@@ -54,9 +58,9 @@ def executed(
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             args = event["args"]
             kinds = [kind for given in args.get("input_type_shape", []) for kind in given]
-            low = "int8" if any(kind in ("int8", "uint8") for kind in kinds) else "fp32"
+            low = next((p for p, types in LOW.items() if types.intersection(kinds)), "fp32")
             operator = args["op_name"]
-            kind = "conversion" if operator in ("QuantizeLinear", "DequantizeLinear") else low
+            kind = "conversion" if operator in CONVERSIONS else low
             times[operator, kind] += event["dur"] / 1e3 / PROFILED
     return [Executed(*key, ms=ms) for key, ms in times.items()]
 
@@ -80,7 +84,7 @@ class Runner:
         profile: Path | None = None,
     ):
         if precision not in PRECISIONS:
-            raise UnsupportedError(f"onnxruntime runs {' and '.join(PRECISIONS)}, not {precision!r}")
+            raise UnsupportedError(f"onnxruntime runs {', '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.threads, self.spin = folder / files[0], threads, spin
         self.files, self.profile = files, profile
 

@@ -25,7 +25,7 @@ except ImportError:
 
     PACKAGE = "tensorrt-rtx"
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 INT8 = Int8Form(symmetric=True)  # its INT8 has no zero points
 TAKES_KERNELS = PACKAGE == "tensorrt"  # TensorRT-RTX has no plug-ins
 CHUNKED_SCAN = True  # a GPU does sixteen steps in one iteration faster than one
@@ -42,7 +42,7 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         BuildError: the parser or the builder refused; its own words are in the message.
     """
     if precision not in PRECISIONS:
-        raise UnsupportedError(f"tensorrt builds {' and '.join(PRECISIONS)} here, not {precision!r}")
+        raise UnsupportedError(f"tensorrt builds {', '.join(PRECISIONS)} here, not {precision!r}")
     if library is not None and not TAKES_KERNELS:
         raise UnsupportedError(f'{PACKAGE} takes no native kernels; leave ops = "portable" for this target')
     log = _Log()

@@ -11,6 +11,8 @@ from edgesep import kernels, load_separator
 from edgesep.graph import export_onnx
 from edgesep.lstm_scan import scans_for_lstms
 from edgesep.ops import onnx_forms
+from edgesep.passes.base import Context
+from edgesep.passes.halve import Halve
 from edgesep.runtimes import runtime
 from edgesep.verify import output_snr_db
 
@@ -78,6 +80,23 @@ def test_the_tensorrt_builder_takes_the_graph(exported, name, tmp_path):
     separator, model = exported(name)
     module = runtime("tensorrt")
     assert built(module, separator, model, tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_half_precision_the_output_stays_close_and_the_tensorrt_builder_takes_it(
+    golden, exported, name, tmp_path, record_property
+):
+    separator, model = exported(name)
+    half = tmp_path / "half.onnx"
+    nothing = Context(separator, [], [], tmp_path)
+    assert Halve()(separator, model, half, nothing).report["fp16_products"] > 0
+    files = built(runtime("onnxruntime"), separator, half, tmp_path)
+    with runtime("onnxruntime").Runner(tmp_path, files, "fp32", 2) as runner:
+        feeds = {s.name: np.asarray(x, np.float32) for s, x in zip(separator.inputs, golden(name).inputs, strict=True)}
+        found = output_snr_db(runner.run(feeds)[separator.outputs[0].name], golden(name).output)
+    record_property("output_snr_db", found)
+    assert found >= 45
+    assert built(runtime("tensorrt"), separator, half, tmp_path)
 
 
 def test_lstms_written_as_scans_compute_the_same(exported, tmp_path):
