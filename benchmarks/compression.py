@@ -240,7 +240,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
                 )
                 quality = verify.quality(run, items)
             except edgesep.VerificationError as e:
-                yield {"maker": what, "runtime": kind, "failed": str(e).splitlines()[0][:200]}
+                yield {"maker": what, "runtime": kind, "failed": str(e).splitlines()[0].replace(f"{folder}/", "")[:200]}
                 continue
             calls[what, kind] = lambda run=run: run(*x.values())
             found[what, kind] = quality.to_json() | {"size_mb": round(artifact.size_mb(), 4)}

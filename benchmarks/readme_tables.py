@@ -39,7 +39,7 @@ def runtimes() -> str:
     lines.append("|" + "---|" * 8)
     for (separator, audio_s, threads, runtime, precision), row in newest.items():
         ratio = f"{row['faster_than_eager']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        drop = "-" if row["drop_db"] is None else f"{row['drop_db']:.3f}"
+        drop = "-" if row["drop_db"] is None else f"{row['drop_db']:z.3f}"
         case = f"| {separator} | {audio_s:g} s | {threads} | {runtime} | {precision}"
         lines.append(f"{case} | {row['p50_ms']:.1f} | {ratio} | {drop} |")
     return "\n".join(lines)
@@ -149,8 +149,8 @@ def compression() -> str:
     for r in (*parts.get("int8", ()), *parts.get("budget", ())):
         share = ", ".join(f"{v:.0%}" for v in r["quantized_macs_share"].values())
         lines.append(
-            f"| {r['separator']} | {r['runtime']} | {r['limit_db']:g} | {share} | {r['drop_db']:.3f}"
-            f" | {r['drop_worst5_db']:.3f} | {r['times_smaller']:.2f} |"
+            f"| {r['separator']} | {r['runtime']} | {r['limit_db']:g} | {share} | {r['drop_db']:z.3f}"
+            f" | {r['drop_worst5_db']:z.3f} | {r['times_smaller']:.2f} |"
         )
     if "pruned" in parts:
         lines += ["", "Pruned, recovered by fine-tuning on mixtures of training voices, then INT8 (OpenVINO):", ""]
@@ -159,15 +159,15 @@ def compression() -> str:
         for r in parts["pruned"]:
             lines.append(
                 f"| {r['separator']} | {r['macs_removed_share']:.0%} | {r['parameters_before']:,} → {r['parameters']:,}"
-                f" | {r['recovered_db'].get('steps', 0)} | {r['precision']} | {r['drop_db']:.3f}"
-                f" | {r['drop_worst5_db']:.3f} |"
+                f" | {r['recovered_db'].get('steps', 0)} | {r['precision']} | {r['drop_db']:z.3f}"
+                f" | {r['drop_worst5_db']:z.3f} |"
             )
     if "qat" in parts:
         lines += ["", "Every layer in INT8, no budget, after training in float or with INT8's rounding (OpenVINO):", ""]
         lines += ["| separator | trained | steps | precision | drop dB | worst 5 % dB |", "|" + "---|" * 6]
         lines += [
-            f"| {r['separator']} | {r['trained']} | {r['steps']} | {r['precision']} | {r['drop_db']:.3f}"
-            f" | {r['drop_worst5_db']:.3f} |"
+            f"| {r['separator']} | {r['trained']} | {r['steps']} | {r['precision']} | {r['drop_db']:z.3f}"
+            f" | {r['drop_worst5_db']:z.3f} |"
             for r in parts["qat"]
         ]
     if "half" in parts:
@@ -175,7 +175,7 @@ def compression() -> str:
         lines += ["| separator | runtime | products in fp16 | drop dB | worst 5 % dB | MB |", "|" + "---|" * 6]
         for r in parts["half"]:
             if r["precision"] == "fp16":
-                drops = [f"{r[k]:.4f}" if r[k] is not None else r["status"] for k in ("drop_db", "drop_worst5_db")]
+                drops = [f"{r[k]:z.4f}" if r[k] is not None else r["status"] for k in ("drop_db", "drop_worst5_db")]
                 products = " + ".join(r["fp16_products"])
                 lines.append(
                     f"| {r['separator']} | {r['runtime']} | {products} | {' | '.join(drops)} | {r['size_mb']:.2f} |"
@@ -188,7 +188,11 @@ def compression() -> str:
         ]
         lines += mamba
     if "peers" in parts:
-        lines += ["", "The same float separator through other tools' defaults, one thread, paired in one run:", ""]
+        lines += [
+            "",
+            "The same float separator through other tools' defaults, one thread, paired in one run; speed is against edgesep's fp32:",
+            "",
+        ]
         lines += [
             "| separator | quantizer | runtime | drop dB | worst 5 % dB | MB | times fp32's speed |",
             "|" + "---|" * 7,
@@ -198,7 +202,7 @@ def compression() -> str:
                 lines.append(f"| {r['separator']} | {r['maker']} | {r['runtime']} | failed | | | |")
                 continue
             lines.append(
-                f"| {r['separator']} | {r['maker']} | {r['runtime']} | {r['drop_db']:.3f} | {r['drop_worst5_db']:.3f}"
+                f"| {r['separator']} | {r['maker']} | {r['runtime']} | {r['drop_db']:z.3f} | {r['drop_worst5_db']:z.3f}"
                 f" | {r['size_mb']:.2f} | {r['times_fp32_speed']:.2f} |"
             )
     return "\n".join(lines)
