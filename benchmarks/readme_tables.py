@@ -190,7 +190,7 @@ def compression() -> str:
     if "peers" in parts:
         lines += [
             "",
-            "The same float separator through other tools' defaults, one thread, paired in one run; speed is against edgesep's fp32:",
+            "The same float separator through other tools' defaults, one thread, paired in one run, speed against ours:",
             "",
         ]
         lines += [
