@@ -34,7 +34,7 @@ from recorded import record
 
 import edgesep
 from edgesep import measure, verify
-from edgesep.calibration import MixtureSet
+from edgesep.calibration import Mixture, MixtureSet
 from edgesep.line import Line, deploy
 from edgesep.recipe import CriteriaSection, DataSection, Recipe, SeparatorSection, StreamSection, TargetSection
 from edgesep.runtimes import int8_form, runtime
@@ -199,7 +199,12 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     separator, _, models, _, _ = line.compressed()
     original = line.original
     facts = separator.describe() | {"front_end": None}
-    feeds = [{s.name: original.tensors(m.inputs())[s.name] for s in original.inputs} for m in line.calibration]
+
+    def given(mixture: Mixture) -> dict[str, np.ndarray]:
+        known = original.tensors(mixture.inputs())
+        return {s.name: known[s.name] for s in original.inputs}
+
+    feeds = [given(m) for m in line.calibration]
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
@@ -228,21 +233,18 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
             (m, original(*m.inputs())[0].numpy())
             for m in MixtureSet.open(SETS / "test", original.sample_rate_hz, original.sources, len(original.inputs) > 1)
         ]
-        x = original.tensors(test[0][0].inputs())
+        x = tuple(given(test[0][0]).values())
         calls, found = {}, {}
         for (what, kind), (where, names) in files.items():
             artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names))
             try:
                 run = stack.enter_context(Separating(artifact, facts, 1))
-                items = (
-                    (tuple(original.tensors(m.inputs())[s.name] for s in original.inputs), m.sources, r)
-                    for m, r in test
-                )
+                items = ((tuple(given(m).values()), m.sources, r) for m, r in test)
                 quality = verify.quality(run, items)
             except edgesep.VerificationError as e:
                 yield {"maker": what, "runtime": kind, "failed": str(e).splitlines()[0].replace(f"{folder}/", "")[:200]}
                 continue
-            calls[what, kind] = lambda run=run: run(*x.values())
+            calls[what, kind] = lambda run=run: run(*x)
             found[what, kind] = quality.to_json() | {"size_mb": round(artifact.size_mb(), 4)}
         times = measure.paired_ms(calls, 20.0)
         for (what, kind), quality in found.items():
