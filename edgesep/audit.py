@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def executed(artifact: Artifact, separator: dict[str, Any], threads: int | None 
 
 
 def summary(kernels: Sequence[Executed]) -> dict[str, Any]:
-    """Share of the time by precision, and the operators that took most of it."""
+    """Time in kernels, its shares by precision, and the operators that took most of it."""
     total = sum(k.ms for k in kernels) or 1.0
     by_precision: dict[str, float] = defaultdict(float)
     by_operator: dict[tuple[str, str], float] = defaultdict(float)
@@ -49,6 +49,7 @@ def summary(kernels: Sequence[Executed]) -> dict[str, Any]:
         by_operator[k.operator, k.precision] += k.ms
     top = sorted(by_operator.items(), key=lambda item: -item[1])[:10]
     return {
+        "ms": round(total, 4),
         "time_share": {p: round(ms / total, 4) for p, ms in sorted(by_precision.items(), key=lambda i: -i[1])},
         "operators": [
             {"operator": op, "precision": p, "ms": round(ms, 4), "share": round(ms / total, 4)} for (op, p), ms in top
@@ -62,8 +63,8 @@ def compare(
     """A build of lower precision against the float one of the same runtime, paired in one run.
 
     Returns:
-        ``times_fp32_speed``, ``times_smaller``, the low one's ``summary`` and, where it is neither faster nor smaller,
-        ``rejected``: why, with the operators to blame.
+        ``times_fp32_speed``, ``times_smaller``, the low one's ``summary`` (or a ``note``, where the runtime does not
+        tell) and, where it is neither faster nor smaller, ``rejected``: why, with the operators to blame.
     """
     with contextlib.ExitStack() as stack:
         calls: dict[str, Callable[[], Any]] = {}
@@ -71,14 +72,34 @@ def compare(
             calls[name] = _query(stack.enter_context(Separating(artifact, separator, threads)), separator)
         times = {name: float(np.median(t)) for name, t in measure.paired_ms(calls, seconds).items()}
     ratio, smaller = times["plain"] / times["low"], plain.size_mb() / low.size_mb()
-    ran = executed(low, separator, threads)
-    found: dict[str, Any] = {"times_fp32_speed": round(ratio, 3), "times_smaller": round(smaller, 3), **summary(ran)}
+    found: dict[str, Any] = {"times_fp32_speed": round(ratio, 3), "times_smaller": round(smaller, 3)}
+    try:
+        ran, ran_plain = (executed(a, separator, threads) for a in (low, plain))
+        found |= summary(ran)
+    except UnsupportedError as e:
+        ran, ran_plain, found["note"] = [], [], str(e)
     if ratio < 1 + NOISE and smaller < 1 / SMALLER:
-        blame = ", ".join(f"{op} ({ms:+.2f} ms)" for op, ms in _slower(ran, executed(plain, separator, threads))[:3])
+        blame = ", ".join(f"{op} ({ms:+.2f} ms)" for op, ms in _slower(ran, ran_plain)[:3])
         found["rejected"] = f"{low.name} is neither faster ({ratio:.2f}x) nor smaller ({smaller:.2f}x) than fp32" + (
             f"; it loses its time in {blame}" if blame else ""
         )
     return found
+
+
+def look(
+    artifact: Artifact,
+    plain: Mapping[tuple[str, str | None], Artifact],
+    separator: dict[str, Any],
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """What a build ran; one of lower precision beside the float one of its runtime and operators in ``plain``."""
+    base = plain.get((artifact.runtime, artifact.ops))
+    if base is None or artifact.precision == "fp32":
+        try:
+            return summary(executed(artifact, separator, threads))
+        except UnsupportedError as e:
+            return {"note": str(e)}
+    return compare(artifact, base, separator, threads=threads)
 
 
 def float_builds(artifacts: Iterable[Artifact]) -> dict[tuple[str, str | None], Artifact]:
@@ -94,15 +115,12 @@ def bundle_rows(
     plain = float_builds(bundle.artifacts)
     for artifact in bundle.artifacts:
         tick(artifact.name)
-        row, base = artifact.label(), plain.get((artifact.runtime, artifact.ops))
+        row = artifact.label()
         try:
             if artifact.note:
                 raise UnsupportedError(artifact.note)
             artifact.available()
-            if base is None or artifact.precision == "fp32":
-                row |= summary(executed(artifact, facts, threads))
-            else:
-                row |= compare(artifact, base, facts, threads=threads)
+            row |= look(artifact, plain, facts, threads)
         except EdgesepError as e:
             row["note"] = f"{artifact.name}: {e}"
         rows.append(row)

@@ -76,17 +76,25 @@ def compress(
     raise typer.Exit(0 if made.deployed.ok else 1)
 
 
-def audit(bundle: BundlePath, threads: Threads = None, as_json: AsJson = False) -> None:
+def audit(
+    bundle: BundlePath,
+    threads: Threads = None,
+    picture: Annotated[Path | None, typer.Option(help="write the shares of the time as SVG to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say which kernels ran in which precision on this machine, and whether lower precision was worth it.
 
-    Example: `edgesep audit bundle/ --threads 1`
+    Example: `edgesep audit bundle/ --threads 1 --picture profile.svg`
     """
     from edgesep.audit import bundle_rows
     from edgesep.bundle import open_bundle
+    from edgesep.profile_picture import profile_svg
 
     opened = open_bundle(bundle)
     with progress() as tick:
         rows = bundle_rows(opened, threads, lambda text: tick(0, 0, f"auditing {text}"))
+    if picture:
+        picture.write_text(profile_svg(rows))
     if as_json:
         print(json.dumps(rows, indent=1))
         return

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgesep.profile_picture import profile_svg
 from edgesep.spec import StreamSpec
+
+PROFILE = "profile.svg"
 
 #: (heading, key, format) of the table that every door shows
 COLUMNS = (
@@ -57,9 +60,10 @@ def markdown_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_pages(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write both pages from the manifest."""
+    """Write both pages and the picture of the profiles from the manifest."""
     (folder / "report.md").write_text(report_page(manifest))
     (folder / "README.md").write_text(readme_page(manifest))
+    (folder / PROFILE).write_text(profile_svg(manifest["results"]))
 
 
 def report_page(manifest: Mapping[str, Any]) -> str:
@@ -91,6 +95,8 @@ def report_page(manifest: Mapping[str, Any]) -> str:
         lines += ["", "## Not met", "", *missed]
     if noted := [f"* {r['runtime']} {r['precision']}: {r['note']}" for r in rows if r.get("note")]:
         lines += ["", "## Not run here", "", *noted]
+    if any(r.get("audit") for r in rows):
+        lines += ["", "## Where the time goes", "", f"![Share of the time by operator, for each build]({PROFILE})"]
     lines += [line for r in rows if r.get("audit") for line in _audit(r)]
     lines += [line for p in manifest["passes"] if "fit" in p["report"] for line in _sensitivity(p)]
     lines += ["", "## How it was made", ""]
@@ -107,17 +113,20 @@ def report_page(manifest: Mapping[str, Any]) -> str:
 
 
 def _audit(row: Mapping[str, Any]) -> list[str]:
-    """What a build of lower precision really ran."""
+    """What a build really ran."""
     found = row["audit"]
-    shares = ", ".join(f"{p} {share:.0%}" for p, share in found["time_share"].items())
-    lines = [
-        "",
-        f"## What ran: {row['runtime']} {row['precision']}",
-        "",
-        f"{found['times_fp32_speed']:.2f} times the speed of fp32 (paired), {found['times_smaller']:.2f} times smaller."
-        f" Share of the time: {shares}.",
-    ]
+    lines = ["", f"## What ran: {row['runtime']} {row['precision']}", ""]
+    if "note" in found:
+        lines.append(f"{found['note']}.")
+    else:
+        shares = ", ".join(f"{p} {share:.0%}" for p, share in found["time_share"].items())
+        lines.append(f"{found['ms']:.2f} ms in kernels. Share of the time: {shares}.")
+    if "times_fp32_speed" in found:
+        ratios = found["times_fp32_speed"], found["times_smaller"]
+        lines[-1] += " Paired with fp32: {:.2f} times the speed, {:.2f} times smaller.".format(*ratios)
     lines += [f"**Rejected:** {found['rejected']}."] if found.get("rejected") else []
+    if "note" in found:
+        return lines
     lines += ["", "| operator | precision | ms | share of the time |", "|---|---|---|---|"]
     lines += [f"| {o['operator']} | {o['precision']} | {o['ms']:.3f} | {o['share']:.1%} |" for o in found["operators"]]
     return lines

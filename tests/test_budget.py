@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import torch
 from conftest import target, write_recipe, write_set
 from torch import nn
 
-from edgesep import BuildError, InputError, audit, budget, compress, graph, load_separator, measure, open_bundle
+from edgesep import BuildError, InputError, audit, budget, compress, graph, load_separator, measure, open_bundle, report
 from edgesep.calibration import MixtureSet
 from edgesep.compress import compress as compressed
 from edgesep.int8 import counted_macs, layer_macs
@@ -146,10 +147,10 @@ def fitted(fitting_recipe, cache, tmp_path_factory):
 
 
 def test_a_search_fits_real_layers_to_the_budget(fitted):
-    _, report = fitted
-    assert report["fit"]["met"]
-    assert report["fit"]["steps"][-1]["drop_db"] <= 0.5
-    assert {row["layer"] for row in report["fit"]["layers"]} >= {"sm.unet.res_conv", "bottleneck"}
+    _, found = fitted
+    assert found["fit"]["met"]
+    assert found["fit"]["steps"][-1]["drop_db"] <= 0.5
+    assert {row["layer"] for row in found["fit"]["layers"]} >= {"sm.unet.res_conv", "bottleneck"}
 
 
 def test_the_report_shows_sensitivity_and_what_ran(fitted):
@@ -285,6 +286,39 @@ def test_a_build_that_brings_nothing_is_rejected_with_the_operators_to_blame(mon
     assert "QuantizeLinear (+3.00 ms)" in found["rejected"]
     monkeypatch.setattr(audit.measure, "paired_ms", lambda *_: {"low": [1.0], "plain": [2.0]})
     assert "rejected" not in audit.compare(low, plain, {})
+
+
+def test_a_runtime_that_does_not_tell_its_kernels_is_still_timed(monkeypatch):
+    """TensorRT has no per-kernel report here: the comparison stands, and the page says what it cannot show."""
+    low, plain = (
+        SimpleNamespace(name=f"tensorrt {p}", runtime="tensorrt", ops="portable", precision=p, size_mb=lambda: 1.0)
+        for p in ("int8", "fp32")
+    )
+    monkeypatch.setattr(audit.contextlib.ExitStack, "enter_context", lambda _, run: run)
+    monkeypatch.setattr(audit, "Separating", lambda *_: None)
+    monkeypatch.setattr(audit, "_query", lambda *_: None)
+    monkeypatch.setattr(audit.measure, "paired_ms", lambda *_: {"low": [4.0], "plain": [2.0]})
+    builds = {("tensorrt", "portable"): plain}
+    assert "does not tell" in audit.look(plain, builds, {})["note"]
+    found = audit.look(low, builds, {})
+    assert found["times_fp32_speed"] == 0.5
+    assert "neither faster" in found["rejected"]
+    page = "\n".join(report._audit({"runtime": "tensorrt", "precision": "int8", "audit": found}))
+    assert "does not tell" in page
+    assert "0.50 times the speed" in page
+
+
+def test_the_picture_of_a_build_shows_its_operators_longest_first(fitted):
+    bundle = fitted[0].path
+    assert "(profile.svg)" in (bundle / "report.md").read_text()
+    words = [
+        t.text for t in ElementTree.parse(bundle / "profile.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+    ]
+    rows = [r for r in json.loads((bundle / "manifest.json").read_text())["results"] if r.get("audit")]
+    assert {r["precision"] for r in rows} == {"fp32", "int8"}
+    shown = [f"{o['operator']}, {o['precision']}" for r in rows for o in r["audit"]["operators"]]
+    assert [w for w in words if w in shown] == shown
+    assert any("Conv, int8" in w for w in words)
 
 
 def test_a_rejected_artifact_is_not_chosen(fitted):
