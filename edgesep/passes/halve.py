@@ -76,7 +76,9 @@ class Halve:
 
 
 def _is_norm(part: nn.Module) -> bool:
-    return "Norm" in type(part).__name__ and not list(part.children())
+    """Whether it divides by what it measures; a BatchNorm does not, and the product that it joins bears its name."""
+    folded = isinstance(part, nn.modules.batchnorm._BatchNorm)
+    return "Norm" in type(part).__name__ and not folded and not list(part.children())
 
 
 class _Halving:
