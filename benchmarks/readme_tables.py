@@ -190,7 +190,7 @@ def compression() -> str:
     if "peers" in parts:
         lines += [
             "",
-            "The same float separator by other tools' defaults, one thread, paired in one run, speed against our fp32:",
+            "By other tools' defaults, one thread, paired in one run, speed against our fp32 (IIANet: its audio path):",
             "",
         ]
         lines += [

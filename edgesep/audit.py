@@ -72,14 +72,10 @@ def compare(
             calls[name] = _query(stack.enter_context(Separating(artifact, separator, threads)), separator)
         times = {name: float(np.median(t)) for name, t in measure.paired_ms(calls, seconds).items()}
     ratio, smaller = times["plain"] / times["low"], plain.size_mb() / low.size_mb()
-    found: dict[str, Any] = {"times_fp32_speed": round(ratio, 3), "times_smaller": round(smaller, 3)}
-    try:
-        ran, ran_plain = (executed(a, separator, threads) for a in (low, plain))
-        found |= summary(ran)
-    except UnsupportedError as e:
-        ran, ran_plain, found["note"] = [], [], str(e)
+    ran, told = _told(low, separator, threads)
+    found: dict[str, Any] = {"times_fp32_speed": round(ratio, 3), "times_smaller": round(smaller, 3), **told}
     if ratio < 1 + NOISE and smaller < 1 / SMALLER:
-        blame = ", ".join(f"{op} ({ms:+.2f} ms)" for op, ms in _slower(ran, ran_plain)[:3])
+        blame = ", ".join(f"{op} ({ms:+.2f} ms)" for op, ms in _slower(ran, _told(plain, separator, threads)[0])[:3])
         found["rejected"] = f"{low.name} is neither faster ({ratio:.2f}x) nor smaller ({smaller:.2f}x) than fp32" + (
             f"; it loses its time in {blame}" if blame else ""
         )
@@ -95,10 +91,7 @@ def look(
     """What a build ran; one of lower precision beside the float one of its runtime and operators in ``plain``."""
     base = plain.get((artifact.runtime, artifact.ops))
     if base is None or artifact.precision == "fp32":
-        try:
-            return summary(executed(artifact, separator, threads))
-        except UnsupportedError as e:
-            return {"note": str(e)}
+        return _told(artifact, separator, threads)[1]
     return compare(artifact, base, separator, threads=threads)
 
 
@@ -125,6 +118,15 @@ def bundle_rows(
             row["note"] = f"{artifact.name}: {e}"
         rows.append(row)
     return rows
+
+
+def _told(artifact: Artifact, separator: dict[str, Any], threads: int | None) -> tuple[list[Executed], dict[str, Any]]:
+    """The kernels and their ``summary``; none and a ``note`` where the runtime does not tell."""
+    try:
+        ran = executed(artifact, separator, threads)
+    except UnsupportedError as e:
+        return [], {"note": str(e)}
+    return ran, summary(ran)
 
 
 def _query(run: Separating, separator: dict[str, Any]) -> Callable[[], Any]:

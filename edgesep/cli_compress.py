@@ -10,7 +10,7 @@ import typer
 
 from edgesep.cli_common import AsJson, BundlePath, Checkpoint, Config, FrontEnd, Threads, Variant, print_table, progress
 from edgesep.cli_common import show as show_rows
-from edgesep.spec import EdgesepError
+from edgesep.spec import EdgesepError, InputError
 
 
 def compress(
@@ -91,6 +91,8 @@ def audit(
     from edgesep.profile_picture import profile_svg
 
     opened = open_bundle(bundle)
+    if picture and not picture.parent.is_dir():
+        raise InputError(f"--picture {picture}: there is no folder {picture.parent}; make it first")
     with progress() as tick:
         rows = bundle_rows(opened, threads, lambda text: tick(0, 0, f"auditing {text}"))
     if picture:

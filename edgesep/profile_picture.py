@@ -31,7 +31,9 @@ def profile_svg(rows: Iterable[Mapping[str, Any]]) -> str:
         name = " ".join(str(row[k]) for k in ("runtime", "precision", "ops") if row.get(k))
         products = sum(o["share"] for o in found["operators"] if PRODUCTS.search(o["operator"]))
         body.append(
-            _text(10, y + 20, f"{name}: {found['ms']:.2f} ms in kernels, {products:.0%} in products", bold=True)
+            _text(
+                10, y + 20, f"{name}: {found['ms']:.2f} ms in kernels, {products:.0%} in the products shown", bold=True
+            )
         )
         y += TITLE
         for operator in found["operators"]:

@@ -63,7 +63,8 @@ def write_pages(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write both pages and the picture of the profiles from the manifest."""
     (folder / "report.md").write_text(report_page(manifest))
     (folder / "README.md").write_text(readme_page(manifest))
-    (folder / PROFILE).write_text(profile_svg(manifest["results"]))
+    if any(r.get("audit") for r in manifest["results"]):
+        (folder / PROFILE).write_text(profile_svg(manifest["results"]))
 
 
 def report_page(manifest: Mapping[str, Any]) -> str:
