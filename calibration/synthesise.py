@@ -189,10 +189,10 @@ def mixture_set(root: Path, split: str, mixtures: int, rate: int, seconds: float
 
 
 def mouths(root: Path, rate: int) -> None:
-    """Draw the mouth of the first source beside every second mixture: mouth/NAME.npz, array ``data``."""
+    """Draw the mouth of the first source of each mixture: mouth/NAME.npz, array ``data``."""
     shutil.rmtree(root / "mouth", ignore_errors=True)
     (root / "mouth").mkdir()
-    for i, file in enumerate(sorted((root / "s1").iterdir())[::2]):
+    for i, file in enumerate(sorted((root / "s1").iterdir())):
         source, _ = soundfile.read(file, dtype="float32")
         drawn = mouth_video(np.random.default_rng([SEED, i]), mouth_motion(source, rate))
         # Few grey levels compress well; the front-end reads the motion all the same.
@@ -218,7 +218,7 @@ def main() -> None:
     one.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.what == "sets":
-        mixture_set(HERE / "calibration", "calibration", 16, args.rate, 3.0)
+        mixture_set(HERE / "calibration", "calibration", 48, args.rate, 3.0)
         mixture_set(HERE / "test", "test", 40, args.rate, 3.0)
     elif args.what == "train":
         mixture_set(args.out, "train", args.mixtures, args.rate, 3.0)
