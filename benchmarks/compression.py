@@ -190,7 +190,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     from builds import built, nncf_quantized, statically_quantized
 
     from edgesep import graph
-    from edgesep.bundle import Artifact, Separating
+    from edgesep.artifact import Artifact, Separating
     from edgesep.ops import onnx_forms
 
     line = Line(recipe(name, [*LOWER, FIT], 0.1, 0.3), store, said)

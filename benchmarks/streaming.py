@@ -30,7 +30,7 @@ from recorded import record
 
 import edgesep
 from edgesep import Stream, bench, graph, measure
-from edgesep.bundle import Artifact, Separating
+from edgesep.artifact import Artifact, Separating
 from edgesep.calibration import MixtureSet
 from edgesep.runtimes import runtime
 from edgesep.separators import tfacm

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgesep import measure
-from edgesep.bundle import Artifact, Bundle, Separating
+from edgesep.artifact import Artifact, Separating
+from edgesep.bundle import Bundle
 from edgesep.runtimes import runtime
 from edgesep.runtimes.base import Executed
 from edgesep.spec import EdgesepError, UnsupportedError

@@ -8,7 +8,7 @@ from edgesep import measure
 from edgesep.spec import StreamSpec, UnsupportedError
 
 if TYPE_CHECKING:
-    from edgesep.bundle import Artifact
+    from edgesep.artifact import Artifact
 
 
 def row(

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from edgesep import kernels, verify
-from edgesep.bundle import Artifact, Separating
+from edgesep.artifact import Artifact, Separating
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick
 from edgesep.runtimes import runtime

@@ -24,6 +24,7 @@ import onnx
 import torch
 
 from edgesep import bundle, golden, graph, kernels, passes
+from edgesep.artifact import Artifact
 from edgesep.calibration import MixtureSet
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
@@ -325,7 +326,7 @@ class Line:
             "front_end": self.original.front_end.describe() if self.original.front_end else None,
         }
 
-    def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> bundle.Artifact:
+    def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> Artifact:
         module, (model, key) = runtime(target.runtime), models[_made_by(target)]
         native, has_both = target.ops == "native", onnx_forms.has_native_form(onnx.load(model), module)
         if native and not has_both and separator.name == self.original.name:
@@ -358,7 +359,7 @@ class Line:
         if library:
             files.append(kernels.file_name(target.runtime))
             shutil.copyfile(library, folder / files[-1])
-        artifact = bundle.Artifact(
+        artifact = Artifact(
             target.runtime,
             target.precision,
             target.threads or None,

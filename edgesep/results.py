@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgesep import audit, bench, bundle, measure, verify
+from edgesep import audit, bench, measure, verify
+from edgesep.artifact import Artifact, Separating
 from edgesep.calibration import MixtureSet
 from edgesep.passes.base import Tick
 from edgesep.runtimes import runtime
@@ -35,7 +36,7 @@ class Results:
     criteria: Criteria
     tick: Tick
 
-    def rows(self, artifacts: Sequence[bundle.Artifact]) -> tuple[list[dict[str, Any]], list[bundle.Artifact]]:
+    def rows(self, artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[Artifact]]:
         """A row for the original and one for each artifact, and the artifacts, the rejected ones marked."""
         rows = [self._eager(), *(self._row(artifact) for artifact in artifacts)]
         return rows, self._audited(artifacts, rows[1:])
@@ -74,7 +75,7 @@ class Results:
             "misses": [],
         }
 
-    def _row(self, artifact: bundle.Artifact) -> dict[str, Any]:
+    def _row(self, artifact: Artifact) -> dict[str, Any]:
         if artifact.note:
             row = bench.row(artifact, self.facts, 0)
             version = runtime(artifact.runtime).version()
@@ -82,7 +83,7 @@ class Results:
         self.tick(0, 0, f"measuring {artifact.name}")
         row = bench.row(artifact, self.facts, 2.0)
         try:
-            with bundle.Separating(artifact, self.facts) as run:
+            with Separating(artifact, self.facts) as run:
                 quality = self._judge(run, f"verifying {artifact.name}")
                 shapes_db = verify.shapes_snr_db(run, self.cases)
                 look = run.look_ahead()
@@ -93,7 +94,7 @@ class Results:
         found = {**quality.to_json(), "shapes_snr_db": round(shapes_db, 2), **look, "misses": misses}
         return row | found | {"status": "failed" if misses else "ok"}
 
-    def _audited(self, artifacts: Sequence[bundle.Artifact], rows: list[dict[str, Any]]) -> list[bundle.Artifact]:
+    def _audited(self, artifacts: Sequence[Artifact], rows: list[dict[str, Any]]) -> list[Artifact]:
         """Which kernels each build ran, in lower precision beside the float one; the rows get what was found."""
         plain = audit.float_builds(artifacts)
         audited = []
