@@ -152,7 +152,7 @@ def whole(threads: int, seconds: float) -> list[dict[str, Any]]:
                 folder = Path(root, f"{name}-{form}")
                 files = built(exported, name, "fp32", folder, native=form == "native")
                 spinless = {"spin": False} if name == "onnxruntime" else {}
-                runner = runtime(name).Runner(folder, files, "fp32", threads, **spinless)
+                runner = runtime(name).Runner(folder, files, "fp32", threads, spinless)
                 runners[name, form] = stack.enter_context(runner)
         found: dict[tuple[str, str], np.ndarray] = {}
 

@@ -6,7 +6,8 @@ Shapes: mixtures ``(batch, samples)``, estimates ``(batch, sources, samples)``.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ class Artifact:
         front_end: the same build of the front-end.
         ops: native or portable, for separators that can be both.
         rejected: why another precision of the same runtime is to be preferred, or empty.
+        settings: what its runtime is set to instead of the defaults (``tune``).
     """
 
     runtime: str
@@ -42,6 +44,7 @@ class Artifact:
     front_end: Artifact | None = None
     ops: str | None = None
     rejected: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -64,7 +67,7 @@ class Artifact:
     def runner(self, threads: int | None = None) -> Any:
         """A runner of this artifact (see ``runtimes.base.Runner``)."""
         module = runtime(self.runtime)
-        return module.Runner(self.folder, list(self.files), self.precision, threads or self.threads)
+        return module.Runner(self.folder, list(self.files), self.precision, threads or self.threads, self.settings)
 
     def graphs(self) -> tuple[Artifact, ...]:
         """In the order in which they run."""
@@ -88,6 +91,7 @@ class Artifact:
             "note": self.note,
             "ops": self.ops,
             "rejected": self.rejected,
+            "settings": dict(self.settings),
         }
         return entry if self.front_end is None else entry | {"front_end": self.front_end.to_json(root)}
 
@@ -104,6 +108,7 @@ class Artifact:
             None if front is None else cls.from_json(front, root),
             entry["ops"],
             entry["rejected"],
+            entry["settings"],
         )
 
 

@@ -24,12 +24,15 @@ def row(
         how: further keys of the job (``measure.measure``).
     """
     found = artifact.label() | {"threads": threads or artifact.threads, "size_mb": round(artifact.size_mb(), 4)}
+    if artifact.settings:
+        found["settings"] = dict(artifact.settings)
     if artifact.note:
         return found | {"status": "not run", "note": artifact.note}
     job = {
         "runtime": artifact.runtime,
         "precision": artifact.precision,
         "threads": threads or artifact.threads,
+        "settings": dict(artifact.settings),
         "graphs": [
             {"folder": str(g.folder), "files": list(g.files), "inputs": f["second"]}
             for g, f in artifact.described(separator)

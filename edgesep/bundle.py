@@ -23,7 +23,7 @@ from edgesep import bench, blocks, stream, verify, video
 from edgesep.artifact import Artifact, Separating
 from edgesep.spec import Criteria, InputError, UnsupportedError, VerificationError
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 
 
@@ -270,7 +270,9 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             files[file.relative_to(folder).as_posix()] = hashlib.file_digest(f, "sha256").hexdigest()
     manifest = json.loads(json.dumps({"format": FORMAT, **manifest, "files": files}))
     manifest["digest"] = _digest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    beside = folder / f".{MANIFEST}"
+    beside.write_text(json.dumps(manifest, indent=1) + "\n")
+    beside.replace(folder / MANIFEST)  # whole or not at all
 
 
 def _files(folder: Path) -> Iterator[Path]:

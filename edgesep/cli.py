@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgesep import cli_compress
+from edgesep import cli_compress, cli_measure
 from edgesep.cli_common import (
     AsJson,
     BundlePath,
@@ -37,8 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(kernels_app, name="kernels")
-for command in (cli_compress.compress, cli_compress.audit, cli_compress.ranges):
-    app.command()(command)
 
 
 def _deploy(recipe: Path | Recipe, out: Path, as_json: bool = False) -> None:
@@ -164,36 +162,6 @@ def verify(bundle: BundlePath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def bench(
-    bundle: BundlePath,
-    threads: Threads = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="how long each artifact is timed")] = 5.0,
-    stream: Annotated[bool, typer.Option("--stream", help="at the pace of audio: late calls, jitter, p99.9")] = False,
-    minutes: Annotated[float, typer.Option(min=0.01, help="with --stream: how long each artifact is timed")] = 1.0,
-    load: Annotated[bool, typer.Option("--load", help="with --stream: a second process keeps a core busy")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a bundle's artifacts on this machine: percentiles, real-time factor, memory, load time.
-
-    Example: `edgesep bench bundle/ --threads 1`
-
-    A stream that must not be late: `edgesep bench bundle/ --stream --minutes 10 --load`
-    """
-    from edgesep.bundle import open_bundle
-
-    opened = open_bundle(bundle)
-    with progress() as tick:
-
-        def now(text: str) -> None:
-            tick(0, 0, f"measuring {text}")
-
-        rows = opened.bench_stream(minutes, threads, load, now) if stream else opened.bench(seconds, threads, now)
-    show(rows, as_json)
-    if stream and not as_json:
-        print("latency: algorithmic + buffering + p99 of a call; the sound card adds its own")
-
-
-@app.command()
 def separate(
     bundle: BundlePath,
     audio: Annotated[Path, typer.Argument(help="WAV or FLAC, any rate, mono or stereo")],
@@ -287,6 +255,16 @@ def stream(
         if stream.silenced_hops:
             print(f"{stream.silenced_hops} hops held NaN or infinite samples and were silenced", file=sys.stderr)
     _write_sources(sound.resample(estimates, opened.sample_rate_hz, rate), rate, out, audio.stem)
+
+
+for command in (
+    cli_measure.bench,
+    cli_measure.tune,
+    cli_measure.audit,
+    cli_compress.compress,
+    cli_compress.ranges,
+):
+    app.command()(command)
 
 
 def main() -> None:

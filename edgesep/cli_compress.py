@@ -1,4 +1,4 @@
-"""The command line's doors to compression: ``compress``, ``audit`` and ``ranges``."""
+"""The command line's doors to compression: ``compress`` and ``ranges``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edgesep.cli_common import AsJson, BundlePath, Checkpoint, Config, FrontEnd, Threads, Variant, print_table, progress
+from edgesep.cli_common import AsJson, Checkpoint, Config, FrontEnd, Variant, print_table, progress
 from edgesep.cli_common import show as show_rows
-from edgesep.spec import EdgesepError, InputError
+from edgesep.spec import EdgesepError
 
 
 def compress(
@@ -74,45 +74,6 @@ def compress(
             print(text)
         print(f"{'within budget' if made.deployed.ok else 'NOT WITHIN BUDGET'}: {made.deployed.path}/report.md")
     raise typer.Exit(0 if made.deployed.ok else 1)
-
-
-def audit(
-    bundle: BundlePath,
-    threads: Threads = None,
-    picture: Annotated[Path | None, typer.Option(help="write the shares of the time as SVG to this file")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say which kernels ran in which precision on this machine, and whether lower precision was worth it.
-
-    Example: `edgesep audit bundle/ --threads 1 --picture profile.svg`
-    """
-    from edgesep.audit import bundle_rows
-    from edgesep.bundle import open_bundle
-    from edgesep.profile_picture import profile_svg
-
-    opened = open_bundle(bundle)
-    if picture and not picture.parent.is_dir():
-        raise InputError(f"--picture {picture}: there is no folder {picture.parent}; make it first")
-    with progress() as tick:
-        rows = bundle_rows(opened, threads, lambda text: tick(0, 0, f"auditing {text}"))
-    if picture:
-        picture.write_text(profile_svg(rows))
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    shown = ("runtime", "precision", "times_fp32_speed", "times_smaller")
-    print_table(
-        [
-            {k: row.get(k) for k in shown}
-            | {"share of time": ", ".join(f"{p} {s:.0%}" for p, s in row.get("time_share", {}).items())}
-            for row in rows
-        ]
-    )
-    for row in rows:
-        if said := row.get("rejected") or row.get("note"):
-            print(said)
-        for op in row.get("operators", [])[:5]:
-            print(f"  {row['runtime']} {row['precision']}: {op['operator']} {op['precision']} {op['share']:.0%}")
 
 
 def ranges(

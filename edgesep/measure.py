@@ -101,8 +101,8 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load and time one artifact in this process.
 
     Args:
-        job: runtime, precision, threads, seconds; graphs, run one after the other in each query: folder, files,
-            inputs (name → shape) of each; stream: the spec of a streaming graph, a query is then one call;
+        job: runtime, precision, threads, settings, seconds; graphs, run one after the other in each query: folder,
+            files, inputs (name → shape) of each; stream: the spec of a streaming graph, a query is then one call;
             paced: call at the pace of audio, load: with a second process that keeps a core busy.
 
     Returns:
@@ -114,7 +114,9 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         for graph in job["graphs"]:
-            runner = module.Runner(Path(graph["folder"]), graph["files"], job["precision"], job["threads"])
+            runner = module.Runner(
+                Path(graph["folder"]), graph["files"], job["precision"], job["threads"], job.get("settings")
+            )
             stack.enter_context(runner)
             calls.append((runner, noise(graph["inputs"])))
         load_ms = (time.perf_counter() - start) * 1e3

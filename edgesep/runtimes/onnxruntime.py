@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime
@@ -23,6 +23,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 INT8 = Int8Form(outputs=True, recurrent=True)
 FUSES = True  # its adapter has the kernels of fused units
 PROFILED = 5  # queries
+#: setting → what may be tried instead of the default. Idle threads that do not spin leave the core to others between
+#: calls; without an arena every tensor is asked of the system; blocks share uneven work among threads.
+SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,)}
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
@@ -70,8 +73,8 @@ class Runner:
 
     Args:
         threads: intra-op threads; None leaves the choice to ONNX Runtime (one per core).
+        settings: values for some of ``SETTINGS``.
         profile: folder for a profile of every query.
-        spin: whether idle threads spin, ONNX Runtime's default: fastest, and a busy core between calls.
     """
 
     def __init__(
@@ -80,12 +83,12 @@ class Runner:
         files: list[str],
         precision: str,
         threads: int | None = None,
-        spin: bool = True,
+        settings: Mapping[str, Any] | None = None,
         profile: Path | None = None,
     ):
         if precision not in PRECISIONS:
             raise UnsupportedError(f"onnxruntime runs {', '.join(PRECISIONS)}, not {precision!r}")
-        self.model, self.threads, self.spin = folder / files[0], threads, spin
+        self.model, self.threads, self.settings = folder / files[0], threads, settings or {}
         self.files, self.profile = files, profile
 
     def __enter__(self) -> Self:
@@ -93,7 +96,11 @@ class Runner:
         options.log_severity_level = 3
         if self.threads:
             options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spin else "0")
+        spin = self.settings.get("spin", True)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if blocks := self.settings.get("dynamic_blocks"):
+            options.add_session_config_entry("session.dynamic_block_base", str(blocks))
+        options.enable_cpu_mem_arena = self.settings.get("arena", True)
         if self.profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self.profile / "profile")

@@ -20,6 +20,9 @@ PACKAGE = "openvino"
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 FUSES = True  # its adapter has the kernels of fused units
 PROFILED = 5  # queries
+#: setting → what may be tried instead of the default: where threads run, and whether on both halves of a core.
+SETTINGS = {"pinning": (False,), "hyper_threading": (False,)}
+PROPERTIES = {"pinning": "ENABLE_CPU_PINNING", "hyper_threading": "ENABLE_HYPER_THREADING"}
 
 
 def version() -> str:
@@ -68,21 +71,29 @@ class Runner:
 
     Args:
         threads: inference threads; None leaves the choice to OpenVINO.
+        settings: values for some of ``SETTINGS``.
         profile: count each kernel's time.
     """
 
     def __init__(
-        self, folder: Path, files: list[str], precision: str, threads: int | None = None, profile: bool = False
+        self,
+        folder: Path,
+        files: list[str],
+        precision: str,
+        threads: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        profile: bool = False,
     ):
         if precision not in PRECISIONS:
             raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
         self.model, self.precision, self.threads = folder / files[0], precision, threads
-        self.files, self.profile = files, profile
+        self.files, self.profile, self.settings = files, profile, settings or {}
 
     def __enter__(self) -> Self:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
+            **{PROPERTIES[name]: value for name, value in self.settings.items()},
         }
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads

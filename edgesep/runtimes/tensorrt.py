@@ -92,8 +92,15 @@ class _Log(trt.ILogger):  # type: ignore[misc]
 
 
 class Runner:
-    def __init__(self, folder: Path, files: list[str], precision: str, threads: int | None = None):
-        del precision, threads
+    def __init__(
+        self,
+        folder: Path,
+        files: list[str],
+        precision: str,
+        threads: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        del precision, threads, settings
         self.engine = folder / files[0]
 
     def __enter__(self) -> Self:
