@@ -1,9 +1,16 @@
-"""What the benchmarks compare: this toolkit's builds of an exported graph, and other tools' INT8 of the same graph."""
+"""What the benchmarks compare: this toolkit's builds of an exported graph, and other tools' INT8 of the same graph.
+
+Other tools' quantizers run in processes of their own with bounded memory: some keep every activation.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import resource
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +53,48 @@ def statically_quantized(
     """ONNX Runtime's static quantizer with default options, by choice of ``STATIC``: a file, or why none."""
     for what, only in STATIC.items():
         file = folder / f"static-{what}.onnx"
-        try:
-            quantize_static(plain, file, Reader(feeds), op_types_to_quantize=only)
-        except Exception as e:  # whatever a peer's tool raises is its result
-            yield what, first_line(e)
-        else:
-            yield what, file
+        yield what, _apart(_static, plain, file, feeds, only) or file
 
 
 def nncf_quantized(
     plain: Path, feeds: Sequence[dict[str, np.ndarray]], shapes: dict[str, tuple[int, ...]], folder: Path
 ) -> Path | str:
     """NNCF with default options, which takes static shapes alone: OpenVINO's file, or why there is none."""
-    try:
-        import nncf
-        import openvino
+    file = folder / "nncf.xml"
+    return _apart(_nncf, plain, file, feeds, shapes) or file
 
-        model = openvino.Core().read_model(plain)
-        model.reshape({name: list(shape) for name, shape in shapes.items()})
-        fitting = [{name: np.resize(v, shapes[name]) for name, v in feed.items()} for feed in feeds]
-        file = folder / "nncf.xml"
-        quantized = nncf.quantize(model, nncf.Dataset(fitting), subset_size=len(fitting))
-        openvino.save_model(quantized, file, compress_to_fp16=False)
-    except Exception as e:  # whatever a peer's tool raises is its result
-        return first_line(e)
-    return file
+
+def _static(plain: Path, file: Path, feeds: Sequence[dict[str, np.ndarray]], only: list[str] | None) -> None:
+    quantize_static(plain, file, Reader(feeds), op_types_to_quantize=only)
+
+
+def _nncf(plain: Path, file: Path, feeds: Sequence[dict[str, np.ndarray]], shapes: dict[str, tuple[int, ...]]) -> None:
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(plain)
+    model.reshape({name: list(shape) for name, shape in shapes.items()})
+    fitting = [{name: np.resize(v, shapes[name]) for name, v in feed.items()} for feed in feeds]
+    quantized = nncf.quantize(model, nncf.Dataset(fitting), subset_size=len(fitting))
+    openvino.save_model(quantized, file, compress_to_fp16=False)
+
+
+def _apart(make: Callable[..., None], *given: Any) -> str:
+    """Run in a fresh process; why it failed, or nothing. Whatever a peer's tool raises is its result."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _bounded) as pool:
+        try:
+            pool.submit(make, *given).result()
+        except MemoryError:
+            return f"takes more than {_most_memory() / 2**30:.0f} GB of memory"
+        except Exception as e:
+            return first_line(e)
+    return ""
+
+
+def _bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (_most_memory(), _most_memory()))
+
+
+def _most_memory() -> int:
+    """Three quarters of the machine's, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
