@@ -167,20 +167,28 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
         if macs[layer] <= spare and found[layer].noise > most / 30 and len(kept) + 1 < len(layers):
             spare -= macs[layer]
             kept.append(layer)
-    trial = trials([n for n in layers if n not in kept], everything)
+    left = [n for n in ranked if n not in kept]
     if kept:
-        steps.append(_step(kept, trial))
-    for layer in (n for n in ranked if n not in tuple(kept)):
-        if trial.fits(criteria):
-            break
-        tick(len(kept), len(layers), f"drop {trial.drop_db:.3f} dB, worst 5 % {trial.worst5_db:.3f} dB")
-        kept.append(layer)
-        if len(kept) == len(layers):
-            break  # all of it in float: nothing left to try
-        trial = trials([n for n in layers if n not in kept], everything)
-        steps.append(_step(kept, trial))
+        steps.append(_step(kept, trials(left, everything)))
+
+    def fits(count: int) -> bool:
+        """Whether the budget holds with so many more layers in float."""
+        trial = trials(left[count:], everything)
+        if count:
+            steps.append(_step([*kept, *left[:count]], trial))
+        tick(0, 0, f"{len(kept) + count} layers in float: drop {trial.drop_db:.3f} dB, worst {trial.worst5_db:.3f} dB")
+        return trial.fits(criteria)
+
+    low, high = -1, 0  # doubling, then halving: a separator has a hundred layers, and a trial takes its time
+    while high < len(left) and not fits(high):
+        low, high = high, 2 * high or 1
+    high = min(high, len(left))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    kept += left[:high]
     report = {
-        "met": trial.fits(criteria) and len(kept) < len(layers),
+        "met": len(kept) < len(layers),
         "mixtures": everything,
         "layers": [
             {
@@ -192,7 +200,7 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
             }
             for name in ranked
         ],
-        "steps": steps,
+        "steps": sorted((s for s in steps if s["float_layers"] <= len(kept)), key=lambda s: s["float_layers"]),
     }
     return Fitted(tuple(kept), report)
 

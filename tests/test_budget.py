@@ -112,6 +112,18 @@ def test_small_noisy_layers_go_back_to_float_where_there_is_room():
     assert budget.fit(macs, 4, trials, Criteria(max_si_snr_drop_db=9), lambda *_: None).kept == ()
 
 
+def test_as_few_layers_as_possible_go_back_and_few_are_tried():
+    layers = {f"layer{i:03d}": 100 - i for i in range(100)}  # of one size, ever quieter
+    trials = noisy_trials({name: noise / 5050 for name, noise in layers.items()})
+    fitted = budget.fit(dict.fromkeys(layers, 1), 0, trials, Criteria(max_si_snr_drop_db=0.5), lambda *_: None)
+    assert fitted.kept == tuple(layers)[:30], "70 * 71 / 2 of 5050 is just below a half"
+    assert len(trials.calls) - len(layers) <= 14
+    assert [s["float_layers"] for s in fitted.report["steps"]] == sorted(
+        s["float_layers"] for s in fitted.report["steps"]
+    )
+    assert fitted.report["steps"][-1]["float_layers"] == 30
+
+
 def test_a_budget_that_no_layer_meets_is_said():
     fitted = budget.fit({"a": 1, "b": 1}, 0, noisy_trials({"a": 1, "b": 1}), Criteria(0.01), lambda *_: None)
     assert not fitted.report["met"]
