@@ -98,7 +98,9 @@ def int8(name: str, store: Store, limit_db: float, worst5_db: float | None) -> I
     for row in rows:
         if row["precision"] != "int8":
             continue
-        mine = [r for r in fitted if r["report"]["form"] == asdict(int8_form(row["runtime"]))]
+        mine = [
+            r for r in fitted if r["report"]["form"] == asdict(int8_form(row["runtime"], row.get("ops") == "native"))
+        ]
         yield {
             "runtime": row["runtime"],
             "limit_db": limit_db,
@@ -225,7 +227,7 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
             files["nncf", "openvino"] = (folder, [file.name, file.with_suffix(".bin").name])
         for kind in RUNTIMES:
             for what, precision in (("float", "fp32"), ("edgesep", "int8")):
-                source, _ = models[precision, int8_form(kind) if precision == "int8" else None]
+                source, _ = models[precision, int8_form(kind, name != "TFACM") if precision == "int8" else None]
                 native = onnx_forms.has_native_form(onnx.load(source), runtime(kind))
                 mine = folder / f"{what}-{kind}"
                 files[what, kind] = (mine, built(source, kind, precision, mine, native))

@@ -120,7 +120,7 @@ class Built:
             model = source
             if precision == "int8":
                 model = folder / f"int8-{kind}.onnx"
-                quantize(lowered, source, model, context, int8_form(kind))
+                quantize(lowered, source, model, context, int8_form(kind, native=True))
             files = built(model, kind, precision, made_in, native=True)
             job = {"kind": "edgesep", "runtime": kind, "precision": precision, "folder": made_in.name, "files": files}
             jobs[f"edgesep, {kind} {precision}"] = job

@@ -7,6 +7,7 @@ result.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -66,10 +67,11 @@ class Trials:
     Args:
         make: writes the Q/DQ file in which some layers are quantized.
         folder: where the trials' file lies; one that exists is continued.
+        fused: judge the form with units on native kernels.
     """
 
-    def __init__(self, separator: Separator, context: Context, make: Make, folder: Path):
-        self.separator, self.original, self.make = separator, context.original, make
+    def __init__(self, separator: Separator, context: Context, make: Make, folder: Path, fused: bool = False):
+        self.separator, self.original, self.make, self.fused = separator, context.original, make, fused
         self.items = list(context.calibration)
         self.file = folder / "trials.json"
         self.known: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -98,7 +100,7 @@ class Trials:
             self.references.append(self.original(*inputs)[0].numpy())
         drops, noises = [], []
         facts = self.separator.describe() | {"front_end": None}
-        with Separating(_artifact(model), facts) as run:
+        with Separating(_artifact(model, self.fused), facts) as run:
             for item, given, reference in zip(self.items[:mixtures], self.given, self.references, strict=False):
                 made = run(*(given[s.name] for s in (self.separator.inputs[:1] if run.hops else self.separator.inputs)))
                 estimates = self.original(given["mixture"], made)[0].numpy() if self.front else made[0]
@@ -110,19 +112,19 @@ class Trials:
         return Trial(tuple(drops), float(np.mean(noises)))
 
 
-def _artifact(model: Path) -> Artifact:
+def _artifact(model: Path, fused: bool) -> Artifact:
     """A Q/DQ file as an artifact of ONNX Runtime, with native kernels where it needs some and they can be had."""
     module, built, library = runtime("onnxruntime"), model.parent / "built", None
-    if onnx_forms.is_native(onnx.load(model)):
-        try:
+    if fused or onnx_forms.is_native(onnx.load(model)):
+        with contextlib.suppress(UnsupportedError, BuildError):
             library = kernels.library("onnxruntime")
-        except (UnsupportedError, BuildError):
-            onnx_forms.write_form(model, model)
+        onnx_forms.write_form(model, model, module if fused else None, native=library is not None)
     built.mkdir(exist_ok=True)
     files = module.build(model, built, "int8", {})
     if library:
         files.append(kernels.file_name("onnxruntime"))
-        shutil.copyfile(library, built / files[-1])
+        if not (built / files[-1]).exists():  # the last trial's is loaded, and must not change
+            shutil.copyfile(library, built / files[-1])
     return Artifact("onnxruntime", "int8", None, built, tuple(files))
 
 

@@ -391,7 +391,8 @@ def _made_by(target: TargetSection) -> tuple[str, Int8Form | None]:
     """Which graph is behind a target."""
     if target.precision in OF_THE_RUNTIME:
         return "fp32", None
-    return target.precision, int8_form(target.runtime) if target.precision == "int8" else None
+    form = int8_form(target.runtime, target.ops == "native") if target.precision == "int8" else None
+    return target.precision, form
 
 
 def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separator:

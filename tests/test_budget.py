@@ -142,6 +142,28 @@ def test_a_mean_within_budget_is_not_enough_where_few_mixtures_told_it():
     assert budget.Trial(lost * 200, 0.1).fits(Criteria(max_si_snr_drop_db=0.12))
 
 
+def test_trials_of_a_native_target_judge_what_its_kernels_round(separator, exported, context):
+    """Units in one operator compute their depthwise convolutions in float, so that those cost nearly nothing."""
+    noise = {}
+    for native in (False, True):
+        form = int8_form("onnxruntime", native)
+        seen = {}
+
+        def fit(macs, _spare, trials, *_, seen=seen):
+            layers = [n for n in macs if "spp_dw.0" in n]
+            seen["noise"] = trials(layers, 2).noise
+            return budget.Fitted((), {})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(budget, "fit", fit)
+            folder = context.folder / str(native)
+            folder.mkdir()
+            given = replace(context, folder=folder)
+            Quantize(method="onnxruntime", mixtures=2, fit=True)(separator, exported, folder / "out.onnx", given, form)
+        noise[native] = seen["noise"]
+    assert 0 < noise[True] < noise[False] / 4
+
+
 @pytest.fixture(scope="module")
 def fitting_recipe(golden, mixtures, tmp_path_factory):
     text = write_recipe(

@@ -81,6 +81,7 @@ class Quantize:
             form.symmetric if self.symmetric is None else self.symmetric,
             form.outputs if self.outputs is None else self.outputs,
             form.recurrent and self.method == "onnxruntime",
+            form.fused,
         )
         exported = onnx.load(model)
         onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
@@ -104,7 +105,7 @@ class Quantize:
                 engine.write(trial, set(layers), chosen)
                 return trial
 
-            trials = budget.Trials(separator, context, make, context.folder)
+            trials = budget.Trials(separator, context, make, context.folder, chosen.fused)
             total = sum(count for _, count, _ in counted)
             spare = sum(open_layers.values()) - self.least_macs_share * total
             try:

@@ -11,6 +11,7 @@ be set instead of its defaults (``tune``), ``CHUNKED_SCAN``, which portable form
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
@@ -42,7 +43,8 @@ def runtime(name: str) -> ModuleType:
         ) from e
 
 
-def int8_form(name: str) -> Int8Form:
-    """The Q/DQ graph that suits a runtime: its ``INT8``, else the plain one."""
-    form: Int8Form = getattr(runtime(name), "INT8", Int8Form())
-    return form
+def int8_form(name: str, native: bool = False) -> Int8Form:
+    """The Q/DQ graph that suits a runtime, with native kernels or without: its ``INT8``, else the plain one."""
+    module = runtime(name)
+    form: Int8Form = getattr(module, "INT8", Int8Form())
+    return replace(form, fused=native and getattr(module, "FUSES", False))

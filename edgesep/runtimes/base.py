@@ -21,11 +21,13 @@ class Int8Form:
         symmetric: int8 activations around zero (TensorRT, ARM); else uint8 with a zero point (x86).
         outputs: what convolutions make is quantized too, without which some runtimes compute them in float.
         recurrent: LSTMs with INT8 weights, whose activations are quantized as they come; their state stays in float.
+        fused: it runs whole units on native kernels, which round less (``fusion``): trials judge that form.
     """
 
     symmetric: bool = False
     outputs: bool = False
     recurrent: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True)
