@@ -5,6 +5,7 @@ A layer is the submodule that a node computes (``graph.name_nodes``), all its it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgesep import graph, onnx_edit
+from edgesep import graph, kernels, onnx_edit
 from edgesep.graph import layer_of
 from edgesep.ops import onnx_forms
 from edgesep.runtimes.base import Int8Form
 from edgesep.separators.base import Separator
-from edgesep.spec import BuildError
+from edgesep.spec import BuildError, UnsupportedError
 
 QUANTIZED = ("Conv", "MatMul", "Gemm")
 LSTMS = ("LSTM", "DynamicQuantizeLSTM")
@@ -40,7 +41,7 @@ class OnnxRuntimeQuantizer:
     ):
         self.separator, self.exported, self.feeds = separator, exported, feeds
         self.ranges = folder / "ranges.json"
-        # The quantizer runs the graph but takes no kernels: it gets the operators as functions of the file.
+        # The quantizer infers shapes but knows no operators of ours: it gets them as functions of the file.
         self.callable = onnx_forms.callable_anywhere(exported)
 
     def write(self, out: Path, layers: Container[str], form: Int8Form) -> None:
@@ -79,21 +80,17 @@ class OnnxRuntimeQuantizer:
         onnx.save(quantized, out)
 
     def _static(self, given: onnx.ModelProto, out: Path, nodes: list[str], form: Int8Form) -> None:
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-        feeds = self.feeds()
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def get_next(self) -> dict[str, np.ndarray] | None:
-                return next(feeds, None)
-
+        if not self.ranges.exists():
+            self._calibrate()
         options: dict[str, Any] = {"QuantizeBias": False, "ActivationSymmetric": form.symmetric}
         if not form.outputs:
             options["OpTypesToExcludeOutputQuantization"] = list(QUANTIZED)
         quantize_static(
             given,
             out,
-            Reader(),
+            None,  # the ranges are there
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             nodes_to_quantize=nodes,
@@ -103,6 +100,57 @@ class OnnxRuntimeQuantizer:
             extra_options=options,
             calibration_cache_path=self.ranges,
         )
+
+    def _calibrate(self) -> None:
+        """The smallest and largest value of every factor and product over the feeds.
+
+        Not the library's own calibration: that one runs our operators as functions, which takes tens of GB for a scan.
+        """
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
+
+        model, options = _runnable(self.exported)
+        constants = {i.name for i in model.graph.initializer}
+        nodes = [n for n in model.graph.node if n.op_type in QUANTIZED]
+        names = sorted({t for n in nodes for t in (*n.input, *n.output) if t and t not in constants})
+        kinds = {"ReduceMin": min, "ReduceMax": max}
+        asked = [(name, kind, f"{name}:{kind}") for name in names for kind in kinds]
+        for name, kind, out in asked:
+            model.graph.node.append(onnx.helper.make_node(kind, [name], [out], keepdims=0))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, []))
+        session = _session(model, options)
+        found: dict[tuple[str, str], float] = {}
+        for feed in self.feeds():
+            for (name, kind, _), value in zip(asked, session.run([out for *_, out in asked], feed), strict=True):
+                if not np.isfinite(value):
+                    raise BuildError(
+                        f"calibration of {self.separator.name} failed: {name} is not finite on a calibration mixture"
+                    )
+                found[name, kind] = kinds[kind](found.get((name, kind), float(value)), float(value))
+        bounds = {n: tuple(np.array([found[n, kind]], np.float32) for kind in kinds) for n in names}
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, bounds), self.ranges)
+
+
+def _runnable(exported: onnx.ModelProto) -> tuple[onnx.ModelProto, Any]:
+    """A copy that ONNX Runtime runs on this machine, every tensor with its name, and the session's options."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # of every length only what it needs
+    if onnx_forms.is_native(exported):
+        with contextlib.suppress(UnsupportedError, BuildError):
+            options.register_custom_ops_library(str(kernels.library("onnxruntime")))
+            made = onnx.ModelProto()
+            made.CopyFrom(exported)
+            return made, options
+    return onnx_forms.callable_anywhere(exported), options
+
+
+def _session(model: onnx.ModelProto, options: Any) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
@@ -128,19 +176,14 @@ def counted_macs(exported: onnx.ModelProto, separator: Separator) -> list[tuple[
 
     The sizes come from running the graph with the shape of every product as a further output.
     """
-    import onnxruntime
-
     nodes = [n for n in exported.graph.node if n.op_type in MULTIPLIERS]
-    model = onnx_forms.callable_anywhere(exported)
+    model, options = _runnable(exported)
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
     wanted = {name for n in nodes for name in (*n.input[:3], *n.output[:1]) if name}
     for name in wanted:
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"shape:{name}"]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(f"shape:{name}", onnx.TensorProto.INT64, [None]))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(model, options)
     examples = separator.example_inputs(separator.sample_rate_hz)
     feed = {s.name: x.numpy() for s, x in zip(separator.inputs, examples, strict=True)}
     shape_names = [f"shape:{name}" for name in wanted]

@@ -358,7 +358,7 @@ def test_the_picture_of_a_build_shows_its_operators_longest_first(fitted):
     assert {r["precision"] for r in rows} == {"fp32", "int8"}
     shown = [f"{o['operator']}, {o['precision']}" for r in rows for o in r["audit"]["operators"]]
     assert [w for w in words if w in shown] == shown
-    assert any("Conv, int8" in w for w in words)
+    assert any(w.endswith(", int8") for w in words)
 
 
 def test_a_rejected_artifact_is_not_chosen(fitted):
