@@ -353,8 +353,7 @@ class Line:
         files = json.loads((built / "files.json").read_text())
         folder = out / "-".join([target.runtime, target.precision, *(["native"] if library else [])])
         folder.mkdir(parents=True)
-        # OpenVINO's IR is not backward-compatible; the ONNX file outlives it.
-        for name in [*files, *(["model.onnx"] if target.runtime == "openvino" else [])]:
+        for name in files:
             shutil.copyfile(built / name, folder / name)
         if library:
             files.append(kernels.file_name(target.runtime))

@@ -157,7 +157,7 @@ def leaky(model: onnx.ModelProto) -> None:
 def shorten_names(model: onnx.ModelProto) -> None:
     """Names of one to three letters inside the graph: in a small separator they are half of an INT8 file.
 
-    What the graph takes and gives keeps its names.
+    What the graph takes and gives keeps its names, and operators of a domain of their own say what they are.
     """
     kept = {v.name for v in (*model.graph.input, *model.graph.output)}
     known = {name: name for name in kept}
@@ -174,9 +174,9 @@ def shorten_names(model: onnx.ModelProto) -> None:
         for value in (*graph.input, *graph.output, *graph.initializer):
             value.name = short(value.name)
         for node in graph.node:
-            node.name = ""
             for names in (node.input, node.output):
                 names[:] = [short(name) for name in names]
+            node.name = f"{node.output[0]}/{node.op_type}" if node.domain else ""
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     walk(attribute.g)

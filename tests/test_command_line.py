@@ -111,7 +111,7 @@ def test_foreign_or_unwritable_output_is_refused_and_left_alone(recipe, deployed
 
 def test_a_changed_byte_stops_every_command(deployed, tmp_path):
     broken = shutil.copytree(deployed[0].path, tmp_path / "b")
-    with (broken / "artifacts" / "openvino-fp32" / "fp32.bin").open("r+b") as f:
+    with (broken / "artifacts" / "openvino-fp32" / "fp32.onnx").open("r+b") as f:
         f.seek(10)
         f.write(b"\xff\x00\xff")
     assert "has changed" in refused(edgesep("verify", broken))
