@@ -114,8 +114,20 @@ class OnnxRuntimeQuantizer:
         names = sorted({t for n in nodes for t in (*n.input, *n.output) if t and t not in constants})
         kinds = {"ReduceMin": min, "ReduceMax": max}
         asked = [(name, kind, f"{name}:{kind}") for name in names for kind in kinds]
-        for name, kind, out in asked:
-            model.graph.node.append(onnx.helper.make_node(kind, [name], [out], keepdims=0))
+        wanted = set(names)
+        given = [i.name for i in model.graph.input]
+        made: list[onnx.NodeProto] = []
+        for of, node in [(given, None), *((list(n.output), n) for n in model.graph.node)]:
+            made += [node] if node else []  # each behind its maker, so that no tensor outlives its readers
+            made += [
+                onnx.helper.make_node(kind, [t], [f"{t}:{kind}"], keepdims=0)
+                for t in of
+                if t in wanted
+                for kind in kinds
+            ]
+        del model.graph.node[:]
+        model.graph.node.extend(made)
+        for *_, out in asked:
             model.graph.output.append(onnx.helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, []))
         session = _session(model, options)
         found: dict[tuple[str, str], float] = {}
@@ -138,6 +150,8 @@ def _runnable(exported: onnx.ModelProto) -> tuple[onnx.ModelProto, Any]:
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # of every length only what it needs
+    # In the order of the graph: what looks at a tensor does so at once, and not when all of them are there.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if onnx_forms.is_native(exported):
         with contextlib.suppress(UnsupportedError, BuildError):
             options.register_custom_ops_library(str(kernels.library("onnxruntime")))
