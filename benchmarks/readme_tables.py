@@ -243,6 +243,20 @@ def peers() -> str:
     return "\n".join(lines) + f"\n\nMeasured on {found['environment']['cpu']}, {found['environment']['cores']} cores."
 
 
+def lengths() -> str:
+    """What dynamic lengths cost."""
+    lines = [
+        "| separator | runtime | precision | audio | dynamic ms | fixed ms | fixed is faster | first query s |",
+        "|" + "---|" * 8,
+    ]
+    for r in rows("lengths"):
+        lines.append(
+            f"| {r['separator']} | {r['runtime']} | {r['precision']} | {r['audio_s']:g} s | {r['dynamic_ms']:.1f}"
+            f" | {r['fixed_ms']:.1f} | {r['fixed_faster']:.2f} | {r['first_query_s']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def demos() -> str:
     lines = [
         "| separator | parameters | rate | SI-SNRi, unseen voices | training | seed |",
@@ -270,7 +284,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, peers, compression, scan, streaming, long_files, papers, demos):
+    for make in (demo, runtimes, peers, lengths, compression, scan, streaming, long_files, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

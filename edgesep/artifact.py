@@ -48,7 +48,17 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        return f"{self.runtime} {self.precision}" + (", native operators" if self.ops == "native" else "")
+        extras = [", native operators"] * (self.ops == "native") + [", fixed length"] * self.fixed_length
+        return "".join([f"{self.runtime} {self.precision}", *extras])
+
+    @property
+    def fixed_length(self) -> bool:
+        return bool(self.settings.get("fixed_length"))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What builds of several precisions have in common."""
+        return self.runtime, self.ops, self.fixed_length
 
     def available(self) -> None:
         """Check that this machine has what the artifact needs.
@@ -62,7 +72,8 @@ class Artifact:
 
     def label(self) -> dict[str, Any]:
         """What tells it from the others, at the head of its rows."""
-        return {"runtime": self.runtime, "precision": self.precision} | ({"ops": self.ops} if self.ops else {})
+        known = {"ops": self.ops, "length": "fixed" if self.fixed_length else None}
+        return {"runtime": self.runtime, "precision": self.precision} | {k: v for k, v in known.items() if v}
 
     def runner(self, threads: int | None = None) -> Any:
         """A runner of this artifact (see ``runtimes.base.Runner``)."""

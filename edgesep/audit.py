@@ -85,20 +85,20 @@ def compare(
 
 def look(
     artifact: Artifact,
-    plain: Mapping[tuple[str, str | None], Artifact],
+    plain: Mapping[tuple[Any, ...], Artifact],
     separator: dict[str, Any],
     threads: int | None = None,
 ) -> dict[str, Any]:
     """What a build ran; one of lower precision beside the float one of its runtime and operators in ``plain``."""
-    base = plain.get((artifact.runtime, artifact.ops))
+    base = plain.get(artifact.kind)
     if base is None or artifact.precision == "fp32":
         return _told(artifact, separator, threads)[1]
     return compare(artifact, base, separator, threads=threads)
 
 
-def float_builds(artifacts: Iterable[Artifact]) -> dict[tuple[str, str | None], Artifact]:
-    """The float artifact of each runtime and kind of operators that runs here."""
-    return {(a.runtime, a.ops): a for a in artifacts if a.precision == "fp32" and not a.note}
+def float_builds(artifacts: Iterable[Artifact]) -> dict[tuple[Any, ...], Artifact]:
+    """The float artifact of each kind that runs here."""
+    return {a.kind: a for a in artifacts if a.precision == "fp32" and not a.note}
 
 
 def bundle_rows(

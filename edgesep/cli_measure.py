@@ -59,7 +59,19 @@ def tune(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    shown = ("runtime", "precision", "ops", "threads", "settings", "before_ms", "p50_ms", "times_faster", "note")
+    keys = (
+        "runtime",
+        "precision",
+        "ops",
+        "length",
+        "threads",
+        "settings",
+        "before_ms",
+        "p50_ms",
+        "times_faster",
+        "note",
+    )
+    shown = [k for k in keys if any(row.get(k) for row in rows)]
     print_table([{k: row.get(k) or None for k in shown} for row in rows])
 
 

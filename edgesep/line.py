@@ -87,6 +87,8 @@ class Line:
             runtime(target.runtime)
             if target.runtime == "eager":
                 raise InputError("eager is the reference and always measured; name another runtime as target")
+            if target.fixed_length and not getattr(runtime(target.runtime), "FIXES_LENGTH", False):
+                raise InputError(f"{target.runtime} gains nothing from a fixed_length; leave it out of this target")
         self.passes = [passes.make(**{"name": p.get("pass", ""), **_fields(p)}) for p in recipe.passes]
         made = {p.precision for p in self.passes if p.stage == "onnx"} | OF_THE_RUNTIME
         for target in recipe.targets:
@@ -351,7 +353,8 @@ class Line:
         built_key |= {"ops": target.ops, "library": library and file_digest(library)}
         built = self.store.step("build", built_key, make)
         files = json.loads((built / "files.json").read_text())
-        folder = out / "-".join([target.runtime, target.precision, *(["native"] if library else [])])
+        extras = [*(["native"] if library else []), *(["fixed"] if target.fixed_length else [])]
+        folder = out / "-".join([target.runtime, target.precision, *extras])
         folder.mkdir(parents=True)
         for name in files:
             shutil.copyfile(built / name, folder / name)
@@ -365,6 +368,7 @@ class Line:
             folder,
             tuple(files),
             ops=target.ops if has_both else None,
+            settings={"fixed_length": True} if target.fixed_length else {},
         )
         try:
             with artifact.runner():

@@ -28,7 +28,7 @@ def profile_svg(rows: Iterable[Mapping[str, Any]]) -> str:
         found = row.get("audit", row)
         if not found.get("operators"):
             continue
-        name = " ".join(str(row[k]) for k in ("runtime", "precision", "ops") if row.get(k))
+        name = " ".join(str(row[k]) for k in ("runtime", "precision", "ops", "length") if row.get(k))
         products = sum(o["share"] for o in found["operators"] if PRODUCTS.search(o["operator"]))
         body.append(
             _text(

@@ -59,12 +59,13 @@ class StreamSection(Section):
 class TargetSection(Section):
     """One artifact. ``threads = 0`` leaves the number to the runtime; ``ops = "native"`` runs the selective scan and
     the units of U-Conv separators on kernels that are compiled for this machine, "portable" all in the runtime's own
-    operators."""
+    operators. ``fixed_length``: compiled for the length of a query, and again, in seconds, when that changes."""
 
     runtime: str
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     threads: Annotated[int, Field(ge=0)] = 0
     ops: Literal["portable", "native"] = "portable"
+    fixed_length: bool = False
 
 
 class CriteriaSection(Section):

@@ -16,6 +16,7 @@ COLUMNS = (
     ("runtime", "runtime", "{}"),
     ("precision", "precision", "{}"),
     ("operators", "ops", "{}"),
+    ("length", "length", "{}"),
     ("SI-SNRi dB", "si_snri_db", "{:.2f}"),
     ("drop dB", "drop_db", "{:z.3f}"),
     ("worst 5 % dB", "drop_worst5_db", "{:z.3f}"),

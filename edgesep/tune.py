@@ -56,9 +56,10 @@ def tune(bundle: Bundle, seconds: float = 1.0, tick: Callable[[str], None] = lam
 def _tuned(
     artifact: Artifact, facts: dict[str, Any], seconds: float, tick: Callable[[str], None]
 ) -> tuple[Artifact, dict[str, Any]]:
-    start = best = _with(artifact, settings={})
+    known = getattr(runtime(artifact.runtime), "SETTINGS", {})
+    start = best = _with(artifact, settings={k: v for k, v in artifact.settings.items() if k not in known})
     tried = []
-    for name, values in (("threads", _thread_counts()), *getattr(runtime(artifact.runtime), "SETTINGS", {}).items()):
+    for name, values in (("threads", _thread_counts()), *known.items()):
         others = [
             _with(best, threads=v) if name == "threads" else _with(best, settings={**best.settings, name: v})
             for v in values
@@ -71,7 +72,7 @@ def _tuned(
         if _faster(times[fastest], times[0]):
             best = others[fastest - 1]
     if best == start:
-        return start, {"threads": start.threads, "settings": {}, "times_faster": 1.0, "tried": tried}
+        return start, {"threads": start.threads, "settings": dict(start.settings), "times_faster": 1.0, "tried": tried}
     tick(f"{artifact.name}: what was chosen")
     before, after = _turns([start, best], facts, seconds)
     if not _faster(after, before):  # each step was small, and their sum was chance

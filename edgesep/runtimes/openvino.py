@@ -19,6 +19,7 @@ PACKAGE = "openvino"
 #: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 FUSES = True  # its adapter has the kernels of fused units
+FIXES_LENGTH = True  # a model compiled for one length computes no shapes in a call
 PROFILED = 5  # queries
 #: setting → what may be tried instead of the default: where threads run, and whether on both halves of a core.
 SETTINGS = {"pinning": (False,), "hyper_threading": (False,)}
@@ -81,7 +82,8 @@ class Runner:
 
     Args:
         threads: inference threads; None leaves the choice to OpenVINO.
-        settings: values for some of ``SETTINGS``.
+        settings: values for some of ``SETTINGS``; ``fixed_length``: compile for the shapes of a query, and again when
+            another has other shapes.
         profile: count each kernel's time.
     """
 
@@ -100,27 +102,48 @@ class Runner:
         self.files, self.profile, self.settings = files, profile, settings or {}
 
     def __enter__(self) -> Self:
+        library = kernels.library_among(PACKAGE, self.model.parent, self.files)
+        try:
+            self._core = _core(library)  # the extension holds the code of the compiled nodes
+            read = self._core.read_model(self.model)
+        except RuntimeError as e:
+            raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
+        self._shapes = {
+            i.any_name: [n.get_length() if n.is_static else None for n in i.partial_shape] for i in read.inputs
+        }
+        self._request: Any = None
+        self._fitted: dict[str, tuple[int, ...]] | None = None  # shapes that it was compiled for
+        if not self.settings.get("fixed_length"):
+            self._compile(read)
+        return self
+
+    def _compile(self, read: openvino.Model) -> None:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
-            **{PROPERTIES[name]: value for name, value in self.settings.items()},
+            **{PROPERTIES[name]: value for name, value in self.settings.items() if name in PROPERTIES},
         }
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
         if self.profile:
             options["PERF_COUNT"] = True
-        library = kernels.library_among(PACKAGE, self.model.parent, self.files)
         try:
-            self._core = _core(library)  # the extension holds the code of the compiled nodes
-            compiled = self._core.compile_model(self.model, "CPU", options)
+            compiled = self._core.compile_model(read, "CPU", options)
         except RuntimeError as e:
             raise VerificationError(f"OpenVINO {version()} does not load {self.model}: {e}") from e
         self._request = compiled.create_infer_request()
         self._outputs = [(name, o) for o in compiled.outputs for name in o.names]  # one tensor may have several names
-        self._shapes = {
-            i.any_name: [n.get_length() if n.is_static else None for n in i.partial_shape] for i in compiled.inputs
-        }
-        return self
+
+    def _fit(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Compile for the shapes of these, if it is not."""
+        shapes = {name: array.shape for name, array in feeds.items()}
+        if not self.settings.get("fixed_length") or shapes == self._fitted:
+            return
+        refuse_shapes(feeds, self._shapes)
+        read = self._core.read_model(self.model)
+        read.reshape({name: list(shape) for name, shape in shapes.items()})
+        self._compile(read)
+        self._fitted = shapes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -132,6 +155,7 @@ class Runner:
         return list(self._request.profiling_info)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._fit(feeds)
         try:
             result = self._request.infer(dict(feeds))
         except RuntimeError as e:
@@ -141,6 +165,7 @@ class Runner:
 
     def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         refuse_shapes(feeds, self._shapes)
+        self._fit(feeds)
         request = self._request
         arrays = {port.any_name: np.empty(tuple(port.shape), np.float32) for _, port in self._outputs}
         made = {name: arrays[port.any_name] for name, port in self._outputs}

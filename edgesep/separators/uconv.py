@@ -132,7 +132,7 @@ class Windows:
         span = torch.arange(2**levels + 1, device=like.device)
         i = torch.arange(pooled, device=like.device)
         start = (i * length) // pooled
-        end = -((-(i + 1) * length) // pooled)
+        end = ((i + 1) * length + pooled - 1) // pooled  # OpenVINO folds quotients of negative integers wrongly
         at = start[:, None] + span
         self.index = at.clamp(max=length - 1).flatten()
         self.weight = (at < end[:, None]).to(like.dtype) / (end - start)[:, None].to(like.dtype)

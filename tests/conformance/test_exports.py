@@ -13,7 +13,7 @@ from edgesep.lstm_scan import scans_for_lstms
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context
 from edgesep.passes.halve import Halve
-from edgesep.runtimes import runtime
+from edgesep.runtimes import names, runtime
 from edgesep.verify import output_snr_db
 
 NAMES = sorted(f.stem for f in (Path(__file__).parent.parent / "golden").glob("*.json"))
@@ -73,6 +73,21 @@ def test_exports_equal_the_authors_forward_at_any_length_and_batch(
                 worst = min(worst, output_snr_db(run(inputs), separator(*inputs).numpy()))
     record_property("output_snr_db", worst)
     assert worst >= 80
+
+
+@pytest.mark.parametrize("runtime_name", [n for n in names() if n != "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fixed_length_changes_nothing(exported, name, runtime_name, tmp_path):
+    """What a runtime computes once, when lengths are known, is what it computes in every call otherwise."""
+    module = runtime(runtime_name)
+    if not getattr(module, "FIXES_LENGTH", False):
+        pytest.skip("this runtime has no builds of fixed length")
+    separator, model = exported(name)
+    files = built(module, separator, model, tmp_path)
+    with module.Runner(tmp_path, files, "fp32", 2, {"fixed_length": True}) as runner:
+        inputs = separator.example_inputs(int(LENGTHS_S[1] * separator.sample_rate_hz))
+        feeds = {spec.name: np.asarray(x, np.float32) for spec, x in zip(separator.inputs, inputs, strict=True)}
+        assert output_snr_db(runner.run(feeds)[separator.outputs[0].name], separator(*inputs).numpy()) >= 80
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,53 @@
+"""Builds that are compiled for the length of a query: the same function at every length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import target, write_recipe
+
+from edgesep import open_bundle
+from edgesep.line import deploy
+from edgesep.runtimes import runtime
+from edgesep.spec import InputError, VerificationError
+from edgesep.store import Store
+
+
+def test_every_length_gives_what_the_dynamic_build_gives(separator, exported, tmp_path):
+    module = runtime("openvino")
+    files = module.build(exported, tmp_path, "fp32", separator.profile())
+    rng = np.random.default_rng(0)
+    with (
+        module.Runner(tmp_path, files, "fp32", 1) as dynamic,
+        module.Runner(tmp_path, files, "fp32", 1, {"fixed_length": True}) as fixed,
+    ):
+        requests = []
+        for shape in ((1, 8000), (1, 8000), (1, 4001), (2, 4001)):
+            feeds = {"mixture": rng.standard_normal(shape).astype(np.float32)}
+            expected, found = dynamic.run(feeds)["estimates"], fixed.run(feeds)["estimates"]
+            np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+            requests.append(fixed._request)
+        assert requests[0] is requests[1], "compiled once for each shape"
+        assert requests[1] is not requests[2]
+        with pytest.raises(VerificationError):
+            fixed.run({"mixture": np.zeros((8000,), np.float32)})
+        assert fixed.run(feeds)["estimates"].shape == expected.shape, "a refused query spoils nothing"
+
+
+def test_a_bundle_holds_both_and_tells_them_apart(golden, mixtures, cache, tmp_path):
+    targets = target("openvino") + target("openvino", fixed_length="true")
+    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, targets)
+    done = deploy(recipe, tmp_path / "bundle", store=Store(cache))
+    assert done.ok
+    assert [r.get("length") for r in done.rows] == [None, None, "fixed"]
+    bundle = open_bundle(done.path)
+    assert [a.name for a in bundle.artifacts] == ["openvino fp32", "openvino fp32, fixed length"]
+    assert [r["status"] for r in bundle.verify()] == ["ok", "ok"]
+    assert "| fixed |" in (done.path / "report.md").read_text()
+
+
+def test_a_runtime_that_gains_nothing_refuses(golden, mixtures, tmp_path):
+    checkpoint = golden("tdanet_small").checkpoint
+    recipe = write_recipe(tmp_path, checkpoint, mixtures, target("onnxruntime", fixed_length="true"))
+    with pytest.raises(InputError, match="onnxruntime gains nothing from a fixed_length"):
+        deploy(recipe, tmp_path / "bundle")
