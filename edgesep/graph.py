@@ -23,7 +23,7 @@ from onnxscript.values import Opset
 from torch import nn
 from torch.export._patches import register_lstm_while_loop_decomposition
 
-from edgesep.onnx_edit import clean, leaky
+from edgesep.onnx_edit import clean, leaky, split_products
 from edgesep.ops import onnx_forms
 from edgesep.separators.base import Separator, unrolled
 from edgesep.spec import BuildError
@@ -88,6 +88,7 @@ def export_onnx(separator: Separator, module: nn.Module, path: Path) -> None:
         raise BuildError(f"torch.onnx.export failed for {separator.name}: {str(e).splitlines()[0]}") from e
     name_nodes(model, separator)
     leaky(model)
+    split_products(model)
     clean(model)
     _refuse_burnt_in(model, separator)
     describe(model, separator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -152,6 +153,44 @@ def leaky(model: onnx.ModelProto) -> None:
                 del node.input[1]
                 node.attribute.append(helper.make_attribute("alpha", float(slope.reshape(()))))
     drop_unused_initializers(model.graph)
+
+
+def split_products(model: onnx.ModelProto) -> None:
+    """A product whose columns are taken apart at once becomes one product for each part.
+
+    Taking them apart copies every row of what was made; a further product reads every row of its factor again. Where
+    the factor is the narrower one, that is less. Wants the exporter's value infos: ranks tell the last axis.
+    """
+    graph = model.graph
+    constants = {c.name: c for c in graph.initializer}
+    maker = {n.output[0]: n for n in graph.node if n.op_type == "MatMul" and n.input[1] in constants}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in graph.value_info}
+    readers = Counter(name for node in nodes(graph) for name in node.input)
+    readers.update(o.name for o in graph.output)
+    apart: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        product = maker.get(node.input[0]) if node.op_type == "Split" else None
+        if product is None or readers[node.input[0]] > 1:
+            continue
+        weight = numpy_helper.to_array(constants[product.input[1]])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        parts, (rows, columns) = len(node.output), weight.shape[-2:]
+        last = axis in (-1, ranks.get(node.input[0], 0) - 1)
+        if len(node.input) > 1 or columns % parts or weight.ndim != 2 or not last or (parts - 1) * rows > 2 * columns:
+            continue  # parts of different widths are the small ones: step sizes beside their mixing matrices
+        made = []
+        for i, (out, part) in enumerate(zip(node.output, np.split(weight, parts, 1), strict=True)):
+            name = f"{product.input[1]}_{i}"
+            if name not in constants:
+                constants[name] = numpy_helper.from_array(np.ascontiguousarray(part), name)
+                graph.initializer.append(constants[name])
+            made.append(helper.make_node("MatMul", [product.input[0], name], [out], f"{product.name}_{i}"))
+        apart[product.output[0]] = made
+    kept = [n for n in graph.node if not (n.op_type == "Split" and n.input[0] in apart)]
+    del graph.node[:]
+    for node in kept:
+        graph.node.extend(apart.get(node.output[0], [node]))
+    drop_unused_initializers(graph)
 
 
 def for_openvino(serialized: bytes) -> bytes:

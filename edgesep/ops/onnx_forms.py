@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import fusion, ops
+from edgesep import fusion, ops, rows
 from edgesep.onnx_edit import fold_rearranged
 
 DOMAIN = "edgesep"
@@ -113,6 +113,8 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         made = portable(made, getattr(runtime, "CHUNKED_SCAN", False))
     elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
         made = fusion.fuse(made)
+    if native and getattr(runtime, "ROWS", False):
+        made = rows.one_at_a_time(made)
     onnx.save(made, out)
 
 

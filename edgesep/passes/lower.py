@@ -15,12 +15,12 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgesep import verify
 from edgesep.passes.base import Context, PassResult
 from edgesep.separators.base import Separator, sharing_copy
-from edgesep.separators.spectral import backwards
 from edgesep.spec import BuildError
 
 LEAST_DB = 100.0  # output SNR of the lowered separator
@@ -128,27 +128,38 @@ def _turn_transposed(module: nn.Module) -> Iterator[None]:
         for name, part in list(parent.named_children()):
             if not isinstance(part, nn.ConvTranspose1d) or part.groups != 1 or part.padding != (0,):
                 continue
-            if part.stride == (1,):
-                setattr(parent, name, backwards(part, part.kernel_size[0] - 1))
-                yield
-            elif part.stride == part.kernel_size:
+            if part.stride in ((1,), part.kernel_size):
                 setattr(parent, name, Spread(part))
                 yield
 
 
 class Spread(nn.Module):
-    """A transposed convolution whose windows do not overlap: one product, ``(R, H, n)`` → ``(R, C, n·k)``."""
+    """A transposed convolution as one product: ``(R, H, n)`` → ``(R, C, (n-1)·stride + k)``.
+
+    Its windows of k frames lie side by side, or each a frame behind the last one. Those are summed without being moved:
+    of k rows of frames, each one frame longer than the result, all but the last k values are read as rows of the
+    result's length, and so each row is a frame later than the one before it. A convolution, which would add the same
+    up, has few channels to make of many and is several times slower.
+    """
 
     def __init__(self, conv: nn.ConvTranspose1d):
         super().__init__()
-        self.channels, taps = conv.out_channels, conv.kernel_size[0]
-        self.product = nn.Linear(conv.in_channels, taps * self.channels)
+        self.channels, self.taps = conv.out_channels, conv.kernel_size[0]
+        self.overlap = conv.stride == (1,) and self.taps > 1
+        self.product = nn.Linear(conv.in_channels, self.taps * self.channels, bias=not self.overlap)
+        self.bias = conv.bias if self.overlap else None
         with torch.no_grad():
             self.product.weight.copy_(conv.weight.permute(2, 1, 0).flatten(0, 1))
-            self.product.bias.copy_(cast(Tensor, conv.bias).repeat(taps))
+            if not self.overlap:
+                self.product.bias.copy_(cast(Tensor, conv.bias).repeat(self.taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x.transpose(1, 2)).unflatten(2, (-1, self.channels)).flatten(1, 2).transpose(1, 2)
+        y = self.product(x.transpose(1, 2)).unflatten(2, (-1, self.channels))
+        if not self.overlap:
+            return y.flatten(1, 2).transpose(1, 2)
+        frames = x.shape[2] + self.taps - 1
+        y = F.pad(y.transpose(1, 2), (0, 0, 0, self.taps)).flatten(1, 2)[:, : self.taps * frames]
+        return (y.unflatten(1, (self.taps, -1)).sum(1) + self.bias).transpose(1, 2)
 
 
 def _own_rules(module: nn.Module) -> Iterator[None]:

@@ -22,11 +22,13 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
 INT8 = Int8Form(outputs=True, recurrent=True)
 FUSES = True  # its adapter has the kernels of fused units
+ROWS = True  # its Scan copies nothing
 PROFILED = 5  # queries
 #: setting → what may be tried instead of the default. Idle threads that do not spin leave the core to others between
 #: calls; without an arena every tensor is asked of the system; blocks share uneven work among threads.
 SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,)}
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
+BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -63,6 +65,8 @@ def executed(
             kinds = [kind for given in args.get("input_type_shape", []) for kind in given]
             low = next((p for p, types in LOW.items() if types.intersection(kinds)), "fp32")
             operator = args["op_name"]
+            if operator in BODIES:
+                continue
             kind = "conversion" if operator in CONVERSIONS else low
             times[operator, kind] += event["dur"] / 1e3 / PROFILED
     return [Executed(*key, ms=ms) for key, ms in times.items()]

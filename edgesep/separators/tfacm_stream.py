@@ -74,8 +74,12 @@ class StreamingBlock(nn.Module):
         channels = block.intra_norm.gamma.shape[1]
         self.intra_norm, self.inter_norm = RowNorm(block.intra_norm), RowNorm(block.inter_norm)
         self.intra_rnn = by_taps(block.intra_rnn, block.ks)
-        self.register_buffer("taken", (torch.arange(bins - block.ks + 1)[:, None] + torch.arange(block.ks)).flatten())
-        self.intra_linear = backwards(block.intra_linear, block.ks - 1)
+        windows = bins - block.ks + 1
+        self.register_buffer("taken", (torch.arange(windows)[:, None] + torch.arange(block.ks)).flatten())
+        # What a bin gets of a window's k values: the last of the first window, ..., the first of the last one.
+        self.register_buffer("spread", (torch.arange(bins)[:, None] + torch.arange(block.ks)).flatten())
+        back = block.intra_linear
+        self.intra_linear = linear(back.weight.flip(2).permute(1, 2, 0).flatten(1), back.bias)
         self.inter_rnn = StreamingSegments(block.inter_rnn)
         past = block.inter_linear.conv_transpose  # (H, C, taps): the last tap meets the oldest frame
         self.inter_linear = linear(past.weight.flip(2).permute(1, 2, 0).flatten(1), past.bias)
@@ -98,11 +102,13 @@ class StreamingBlock(nn.Module):
         self.channels = channels
 
     taken: Tensor
+    spread: Tensor
 
     def over_bins(self, x: Tensor) -> Tensor:
         y = self.intra_norm(x).view(-1, self.bins, self.channels).index_select(1, self.taken)
         y, _ = self.intra_rnn(y.view(y.shape[0], -1, self.taps * self.channels))
-        return self.intra_linear(y.transpose(1, 2)).transpose(1, 2).reshape(x.shape) + x
+        y = F.pad(y, (0, 0, self.taps - 1, self.taps - 1)).index_select(1, self.spread)
+        return self.intra_linear(y.reshape(len(x), -1)) + x
 
     def over_frames(self, x: Tensor, state: State | None, call: Call) -> tuple[Tensor, State]:
         rows = self.inter_norm(x).view(-1, self.bins, self.channels)

@@ -1,0 +1,162 @@
+"""Rows one at a time: what a graph does to each row of a large batch alone becomes the body of one ONNX Scan.
+
+Shapes: rows ``(R, n, C)``: the frames, or the bins, of a map; each is a sequence of its own.
+
+A Mamba block widens each of a few hundred sequences eightfold and brings it back. All at once, every operator reads and
+writes a hundred megabytes and waits for memory; one sequence after the other stays in a core's cache, and the block
+needs the memory of one. The sums are the same, in the same order. Narrow blocks gain nothing: their sequences fit as
+they are, and every operator of every row costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+AROUND = "SelectiveScan"
+LEAST_WEIGHTS = 200_000  # of a region: some 0.1 ms a row
+UNARY = ("Sqrt", "Reciprocal", "Sigmoid", "Relu", "LeakyRelu", "Tanh", "Exp", "Neg", "Erf", "Softplus")
+BINARY = ("Add", "Mul", "Sub", "Div", "Pow")
+
+
+def one_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which the row-wise nodes around scans stand in bodies; the function it computes is the same."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = _Graph(made.graph)
+    regions = [r for r in graph.regions() if graph.pays(r)]
+    scans = {r[-1].output[0]: graph.scan(r, number) for number, r in enumerate(regions)}
+    moved = {n.output[0] for r in regions for n in r}
+    written = [NodeProto.FromString(n.SerializeToString()) for n in made.graph.node]
+    del made.graph.node[:]
+    for node in written:
+        if node.output[0] in scans:
+            made.graph.node.append(scans[node.output[0]])
+        elif node.output[0] not in moved:
+            made.graph.node.append(node)
+    if regions:
+        made.graph.initializer.append(numpy_helper.from_array(np.array([0]), _Graph.AXIS))
+    return made
+
+
+class _Graph:
+    """What makes and reads what, and which nodes act on each row alone."""
+
+    AXIS = "rows_axis"
+
+    def __init__(self, graph: onnx.GraphProto):
+        self.nodes = list(graph.node)
+        self.constants = {c.name: c for c in graph.initializer}
+        self.maker = {name: n for n in self.nodes for name in n.output}
+        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+        self.outputs = {o.name for o in graph.output}
+        #: made of constants alone: the rounded weights of a quantized graph
+        self.fixed = {o for n in self.nodes if all(i in self.constants for i in n.input) for o in n.output}
+
+    def regions(self) -> Iterator[list[NodeProto]]:
+        """Row-wise nodes that hang together, each region in the graph's order."""
+        own = {n.output[0]: n for n in self.nodes if self._row_wise(n)}
+        seen: set[str] = set()
+        for start in own:
+            if start in seen:
+                continue
+            found, open_ = {start}, [start]
+            while open_:
+                node = own[open_.pop()]
+                beside = [self.maker[i].output[0] for i in node.input if i in self.maker]
+                beside += [reader.output[0] for o in node.output for reader in self.readers[o]]
+                new = {name for name in beside if name in own} - found
+                found |= new
+                open_ += new
+            seen |= found
+            yield [n for n in self.nodes if n.output[0] in found]
+
+    def pays(self, region: list[NodeProto]) -> bool:
+        """Whether it is a wide block of scans that reads one tensor."""
+        read = {i for n in region for i in n.input}
+        read |= {i for name in read & self.fixed for i in self.maker[name].input}
+        weights = sum(int(np.prod(self.constants[i].dims)) for i in read if i in self.constants)
+        scans = any(n.op_type == AROUND for n in region)
+        return scans and len(self.inputs(region)) == 1 and weights >= LEAST_WEIGHTS
+
+    def inputs(self, region: list[NodeProto]) -> list[str]:
+        """What a region reads that is neither its own nor constant."""
+        own = {o for n in region for o in n.output}
+        read = dict.fromkeys(i for n in region for i in n.input if i)
+        return [name for name in read if name not in own | self.fixed and name not in self.constants]
+
+    def scan(self, region: list[NodeProto], number: int) -> NodeProto:
+        """The Scan over the rows of a region's one input."""
+        inside = {n.output[0] for n in region}
+        weights = [self.maker[i] for n in region for i in n.input if i in self.fixed]
+        (source,) = self.inputs(region)
+        results = [
+            o
+            for n in region
+            for o in n.output
+            if o in self.outputs or any(r.output[0] not in inside for r in self.readers[o])
+        ]
+        own = f"rows{number}_"
+        body = [helper.make_node("Unsqueeze", [f"{own}row", self.AXIS], [f"{own}{source}"], f"{own}in")]
+        made_here = {o for n in (*region, *weights) for o in n.output}
+        for node in {n.output[0]: n for n in (*weights, *region)}.values():
+            inner = NodeProto()
+            inner.CopyFrom(node)
+            inner.input[:] = [f"{own}{i}" if i == source or i in made_here else i for i in inner.input]
+            inner.output[:] = [f"{own}{o}" if o else "" for o in inner.output]
+            body.append(inner)
+        body += [helper.make_node("Squeeze", [f"{own}{o}", self.AXIS], [f"{own}{o}_row"], f"{own}out") for o in results]
+
+        def values(names: Iterable[str]) -> list[onnx.ValueInfoProto]:  # Scan wants to know their rank
+            return [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, None]) for n in names]
+
+        graph = helper.make_graph(body, f"{own}body", values([f"{own}row"]), values(f"{own}{o}_row" for o in results))
+        name = f"{region[-1].name}_rows"
+        return helper.make_node("Scan", [source], results, name, body=graph, num_scan_inputs=1)
+
+    def _row_wise(self, node: NodeProto) -> bool:
+        """Whether a node treats each element of the first axis alone, of tensors of three axes."""
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        kind, first, others = node.op_type, node.input[0] if node.input else "", [*node.input[1:], ""]
+        if node.output[0] in self.fixed or first in self.constants:
+            return False
+        fixed = all(not i or i in self.constants or i in self.fixed for i in others)
+        if kind in UNARY:
+            return True
+        if kind in BINARY:
+            return all(self._broadcast(i) for i in node.input)
+        if kind in ("Split", "Concat"):
+            return given["axis"] in (1, 2, -1, -2)
+        if kind == "Transpose":
+            return bool(given["perm"][0] == 0)
+        if kind == "ReduceMean":
+            axes = numpy_helper.to_array(self.constants[others[0]]) if others[0] in self.constants else np.array([0])
+            return bool(given.get("keepdims", 1)) and set(axes.tolist()) <= {1, 2, -1, -2}
+        if kind == "LayerNormalization":
+            return given.get("axis", -1) == -1
+        if kind == "MatMul":
+            return fixed and self._rank(others[0]) == 2
+        if kind == "Conv":
+            return fixed and self._rank(others[0]) == 3
+        if kind in ("QuantizeLinear", "DequantizeLinear"):
+            return fixed and self._rank(others[0]) == 0
+        return node.domain == "edgesep" and kind in ("CausalConv1dSilu", AROUND)
+
+    def _broadcast(self, name: str) -> bool:
+        """Whether an operand has no axis of rows, if it is constant."""
+        if name not in self.constants:
+            return name not in self.fixed
+        dims = list(self.constants[name].dims)
+        return len(dims) < 3 or dims[0] == 1
+
+    def _rank(self, name: str) -> int:
+        """Of a constant, or of a dequantized one."""
+        constant = name if name in self.constants else self.maker[name].input[0]
+        return len(self.constants[constant].dims)
