@@ -11,7 +11,8 @@ The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces
 * context: attention over 0.25 to 2 s of past: quality on the test set, state, memory, time of a call.
 * paced: a minute at the pace of audio on an idle machine, and one beside a second process that keeps a core busy.
 * window: one call of the stream against the plain way, the offline graph run again over the last second for every hop.
-* published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call.
+* published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call, and 7, which
+  divide a segment.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ import edgesep
 from edgesep import Stream, bench, graph, measure
 from edgesep.artifact import Artifact, Separating
 from edgesep.calibration import MixtureSet
-from edgesep.runtimes import runtime
+from edgesep.passes.base import Context
+from edgesep.passes.quantize import Quantize
+from edgesep.runtimes import int8_form, runtime
 from edgesep.separators import tfacm
 from edgesep.verify import output_snr_db, pit_si_snr_db, quality
 
 HERE = Path(__file__).parent
 TEST = HERE.parent / "calibration" / "test"
+CALIBRATION = TEST.parent / "calibration"
 RUNTIMES = ("onnxruntime", "openvino")
+PUBLISHED_BUILDS = (*((kind, p) for kind in RUNTIMES for p in ("fp32", "int8")), ("openvino", "bf16"))
 
 
 def minute(test: MixtureSet, rate: int) -> list[np.ndarray]:
@@ -88,15 +93,22 @@ def drift(bundle: edgesep.bundle.Bundle, minutes: int) -> Iterator[dict[str, Any
         }
 
 
-def streaming_artifact(separator: Any, folder: Path, kind: str, threads: int) -> tuple[Artifact, dict[str, Any]]:
+def streaming_artifact(
+    separator: Any, folder: Path, kind: str, threads: int, precision: str = "fp32"
+) -> tuple[Artifact, dict[str, Any]]:
     """One build of a streaming separator, and what a manifest would say of it."""
-    file, out = folder / "model.onnx", folder / kind
+    file, out = folder / "model.onnx", folder / f"{kind}-{precision}"
     out.mkdir(exist_ok=True)
     if not file.exists():
         graph.export_onnx(separator, separator.module, file)
-    files = runtime(kind).build(file, out, "fp32", {})
+    model = file
+    if precision == "int8":
+        mixtures = MixtureSet.open(CALIBRATION, separator.sample_rate_hz, separator.sources)
+        model, context = out / "int8.onnx", Context(separator, mixtures, mixtures, out)
+        Quantize(method="onnxruntime", mixtures=4)(separator, file, model, context, int8_form(kind))
+    files = runtime(kind).build(model, out, precision, {})
     facts = separator.describe() | {"front_end": None}
-    return Artifact(kind, "fp32", threads, out, tuple(files)), facts
+    return Artifact(kind, precision, threads, out, tuple(files)), facts
 
 
 def context(checkpoint: Path) -> Iterator[dict[str, Any]]:
@@ -163,14 +175,15 @@ def published(hops: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     for count in hops:
         stream = separator.streaming.stream(bounded, count)
         with tempfile.TemporaryDirectory() as folder:
-            for kind in RUNTIMES:
-                artifact, facts = streaming_artifact(stream, Path(folder), kind, 2)
+            for kind, precision in PUBLISHED_BUILDS:
+                artifact, facts = streaming_artifact(stream, Path(folder), kind, 2, precision)
                 with Separating(artifact, facts) as run:
                     snr_db = output_snr_db(run(x[None]), whole)
                 for threads in (1, 2):
                     row = bench.row(replace(artifact, threads=threads), facts, 10.0)
                     yield {
                         "runtime": kind,
+                        "precision": precision,
                         "threads": threads,
                         "hops_per_call": count,
                         "context_s": 0.5,
@@ -194,7 +207,7 @@ def main() -> None:
         "context": lambda: context(args.checkpoint),
         "paced": lambda: paced(bundle, args.paced_minutes),
         "window": lambda: window(bundle, args.checkpoint),
-        "published": lambda: published((8,)),
+        "published": lambda: published((7, 8)),
     }
     for name in args.part or names:
         rows = []

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from edgesep.onnx_edit import drop_dead, drop_unused_initializers
 from edgesep.units import Graph, Unit, find, flags, lazily_raised
 
 DOMAIN = "edgesep"
@@ -60,17 +61,10 @@ class _Fusing:
             self._emit(node)
         for name in self.graph.outputs:
             self._map(name)
-        used = set(self.graph.outputs)
-        live = []  # what was written for a chain that then became part of an operator is not
-        for node in reversed(self.made):
-            if used.intersection(node.output):
-                used.update(node.input)
-                live.append(node)
         del self.written.node[:]
-        self.written.node.extend(reversed(live))
-        kept = [c for c in self.written.initializer if c.name in used]
-        del self.written.initializer[:]
-        self.written.initializer.extend(kept)
+        self.written.node.extend(self.made)
+        drop_dead(self.written)  # what was written for a chain that then became part of an operator
+        drop_unused_initializers(self.written)
 
     def _emit(self, node: NodeProto) -> None:
         out, pairs = node.output[0], self.graph.pairs

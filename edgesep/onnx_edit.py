@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 
@@ -69,10 +69,7 @@ def share_initializers(model: onnx.ModelProto) -> None:
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
     for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
+        yield from _with_bodies(node)
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
@@ -110,8 +107,8 @@ def fold_rearranged(model: onnx.ModelProto) -> None:
 def for_onnxruntime(serialized: bytes) -> bytes:
     """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
 
-    ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same. And names are
-    shortened, because the file is what lies on the device.
+    ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same. RMS norms become
+    the operator that it has for them. And names are shortened, because the file is what lies on the device.
     """
     model = onnx.load_from_string(serialized)
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -138,8 +135,61 @@ def for_onnxruntime(serialized: bytes) -> bytes:
         ]
     del model.graph.node[:]
     model.graph.node.extend(made)
+    _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})  # whose types nothing can infer
     shorten_names(model)
     return bytes(model.SerializeToString())
+
+
+def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> None:
+    """``x · 1 / sqrt(mean(x²) + eps) · gain`` over the last axis as one node, which only ONNX Runtime knows."""
+    maker = {n.output[0]: n for n in graph.node}
+
+    def made_of(name: str, kind: str) -> tuple[str, str]:
+        """The first two inputs of the node that makes ``name``, if it is of that kind."""
+        node = maker.get(name)
+        found = list(node.input) if node is not None and node.op_type == kind else []
+        first, second, *_ = [*found, "", ""]
+        return first, second
+
+    def value(name: str) -> list[float]:
+        return numpy_helper.to_array(constants[name]).ravel().tolist() if name in constants else []
+
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rms_norms(attribute.g, constants)
+        if node.op_type != "Mul" or node.input[1] not in constants or len(constants[node.input[1]].dims) != 1:
+            continue
+        x, inverse = made_of(node.input[0], "Mul")
+        root, _ = made_of(inverse, "Reciprocal")
+        mean, epsilon = made_of(made_of(root, "Sqrt")[0], "Add")
+        square, axes = made_of(mean, "ReduceMean")
+        if made_of(square, "Pow")[0] != x or value(made_of(square, "Pow")[1]) != [2.0] or value(axes) != [-1]:
+            continue
+        attributes = {"axis": -1, "epsilon": value(epsilon)[0]}
+        node.op_type, node.input[0] = "SimplifiedLayerNormalization", x
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+    drop_dead(graph)
+
+
+def drop_dead(graph: onnx.GraphProto) -> None:
+    """Nodes whose results nobody reads."""
+    used = {o.name for o in graph.output}
+    live = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(name for inner in _with_bodies(node) for name in inner.input)
+            live.append(node)
+    kept = [NodeProto.FromString(n.SerializeToString()) for n in reversed(live)]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    yield node
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from nodes(attribute.g)
 
 
 def leaky(model: onnx.ModelProto) -> None:

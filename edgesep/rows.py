@@ -138,7 +138,7 @@ class _Graph:
             return bool(given["perm"][0] == 0)
         if kind == "ReduceMean":
             axes = numpy_helper.to_array(self.constants[others[0]]) if others[0] in self.constants else np.array([0])
-            return bool(given.get("keepdims", 1)) and set(axes.tolist()) <= {1, 2, -1, -2}
+            return bool(given.get("keepdims", 1)) and set(axes.ravel().tolist()) <= {1, 2, -1, -2}
         if kind == "LayerNormalization":
             return given.get("axis", -1) == -1
         if kind == "MatMul":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.testing import assert_array_equal
-from onnx import TensorProto, helper
+from numpy.testing import assert_allclose, assert_array_equal
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edgesep import onnx_edit
 
@@ -101,3 +102,33 @@ def test_a_prelu_of_one_slope_is_a_leaky_relu_and_one_of_many_stays() -> None:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (y,) = session.run(None, {"x": x})
         assert_array_equal(y, np.where(x > 0, x, slope * x))
+
+
+def norm_of(power: float, axis: int) -> onnx.ModelProto:
+    """``x · 1 / sqrt(mean(x^power) + 0.01) · gain``, as torch exports an RMS norm."""
+    constants = {"power": np.float32(power), "axes": np.array([axis]), "eps": np.float32(0.01)}
+    constants["gain"] = np.linspace(0.5, 2, 6, dtype=np.float32)
+    steps = [("Pow", "x power", "p"), ("ReduceMean", "p axes", "m"), ("Add", "m eps", "a"), ("Sqrt", "a", "s")]
+    steps += [("Reciprocal", "s", "r"), ("Mul", "x r", "n"), ("Mul", "n gain", "y")]
+    graph = helper.make_graph(
+        [helper.make_node(kind, given.split(), [made]) for kind, given, made in steps],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_an_rms_norm_becomes_one_node_for_onnx_runtime() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, 6), np.float32)
+    for given, kinds in (
+        (norm_of(2.0, -1), ["SimplifiedLayerNormalization"]),
+        (norm_of(4.0, -1), None),
+        (norm_of(2.0, 1), None),
+    ):
+        made = onnx.load_from_string(onnx_edit.for_onnxruntime(given.SerializeToString()))
+        assert [n.op_type for n in made.graph.node] == (kinds or [n.op_type for n in given.graph.node])
+        (wanted,) = ReferenceEvaluator(given).run(None, {"x": x})
+        session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert_allclose(session.run(None, {"x": x})[0], wanted, rtol=1e-5, atol=1e-6)

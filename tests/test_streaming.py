@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import shallow, target, write_recipe
 from numpy.testing import assert_array_equal
 
@@ -67,6 +68,24 @@ def played(stream: Stream, mixture: np.ndarray, sizes: list[int]) -> np.ndarray:
         start, turn = start + size, turn + 1
     parts.append(stream.flush())
     return np.concatenate(parts, 1)[:, stream.latency_samples :]
+
+
+@pytest.mark.parametrize("hops", [1, 2, 5, 7, 8, 35])
+def test_calls_of_any_length_give_the_offline_output(checkpoint, mixture, offline, hops):
+    separator = load_separator(checkpoint)
+    stream = separator.streaming.stream(separator.streaming.bound(separator, 0.05), hops)
+
+    def run(feeds):
+        with torch.no_grad():
+            made = stream.module(*(torch.from_numpy(feeds[s.name]) for s in stream.inputs))
+        return {s.name: value.numpy() for s, value in zip(stream.outputs, made, strict=True)}
+
+    calls = Hops(lambda _: run, stream.stream)
+    padded = np.pad(mixture, (0, SYNTHESIS + calls.call_samples))
+    starts = range(0, padded.size - calls.call_samples + 1, calls.call_samples)
+    parts = [calls.call(padded[t : t + calls.call_samples]).copy() for t in starts]
+    made = np.concatenate(parts, 1)[:, calls.delay_samples :][:, : mixture.size]
+    assert output_snr_db(made, offline) >= 100
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -69,8 +69,8 @@ class StreamingSegments(nn.Module):
     Each frame lies in two segments, and at most one segment begins within a call, in place of one that ends there. One
     LSTM runs three sets of rows through all frames: the segment that ends, the one that lasts, and the new one, whose
     frames are moved to the front. Where a set has no frame, a further input holds its cell: it opens the forget gate
-    and closes the input gate. A call of one frame has no need of that: the segment that ends there has no frame left,
-    and the new one takes its place in front of the LSTM.
+    and closes the input gate. Calls of 1, 5, 7 or 35 frames have no need of that, because segments begin with a call:
+    the one that ends there has no frame left, and the new one takes its place in front of the LSTM.
     """
 
     HOLD = 40.0  # a sigmoid of it is one in float32
@@ -94,7 +94,7 @@ class StreamingSegments(nn.Module):
         zero = h.new_zeros(size[1:])
         fresh_h, fresh_c = fresh or (zero, zero)
         b = call.boundary  # the frame that a segment begins with; N if none does
-        if frames == 1:
+        if (SEGMENT // 2) % frames == 0:
             return self.step(x, (h, c), (fresh_h, fresh_c), call)
 
         n = torch.arange(frames)
@@ -123,7 +123,7 @@ class StreamingSegments(nn.Module):
         return 2 * x + summed, (h_old, c_old)
 
     def step(self, x: Tensor, state: State, fresh: State, call: Call) -> tuple[Tensor, State]:
-        """The same for one frame ``(1, R, C)``."""
+        """The same for calls with which segments begin, if within one at all."""
         begins = call.boundary < 1
         # The segment that lasts is the second of both; where a new one begins it becomes the first.
         h, c = (torch.where(begins, torch.stack([s[1], f]), s) for s, f in zip(state, fresh, strict=True))
@@ -131,7 +131,7 @@ class StreamingSegments(nn.Module):
         h_next, c_next = h_next.view(h.shape), c_next.view(c.shape)
         call.carried.keep("segments_h", h_next)
         call.carried.keep("segments_c", c_next)
-        summed = self.norm(self.proj(y.view(h.shape))).sum(0, keepdim=True)
+        summed = self.norm(self.proj(y.view(len(x), 2, *x.shape[1:2], -1))).sum(1)
         # Where one begins, the one in its place has just ended; elsewhere nobody reads this.
         return 2 * x + summed, (state[0][0], state[1][0])
 
