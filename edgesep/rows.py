@@ -1,29 +1,31 @@
-"""Rows one at a time: what a graph does to each row of a large batch alone becomes the body of one ONNX Scan.
+"""A few rows at a time: what a graph does to each row of a large batch alone becomes the body of one ONNX Scan.
 
 Shapes: rows ``(R, n, C)``: the frames, or the bins, of a map; each is a sequence of its own.
 
 A Mamba block widens each of a few hundred sequences eightfold and brings it back. All at once, every operator reads and
-writes a hundred megabytes and waits for memory; one sequence after the other stays in a core's cache, and the block
-needs the memory of one. The sums are the same, in the same order. Narrow blocks gain nothing: their sequences fit as
-they are, and every operator of every row costs a few microseconds.
+writes a hundred megabytes and waits for memory; a few sequences after others stay in the caches, and the block needs
+the memory of those few. The sums are the same, in the same order. Narrow blocks gain nothing: their sequences fit as
+they are, and every operator costs some microseconds each time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 AROUND = "SelectiveScan"
+TOGETHER = 4  # rows: threads meet at the end of every operator, and a single one is soon done
 LEAST_WEIGHTS = 200_000  # of a region: some 0.1 ms a row
 UNARY = ("Sqrt", "Reciprocal", "Sigmoid", "Relu", "LeakyRelu", "Tanh", "Exp", "Neg", "Erf", "Softplus")
 BINARY = ("Add", "Mul", "Sub", "Div", "Pow")
 
 
-def one_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
+def a_few_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which the row-wise nodes around scans stand in bodies; the function it computes is the same."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -35,18 +37,17 @@ def one_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
     del made.graph.node[:]
     for node in written:
         if node.output[0] in scans:
-            made.graph.node.append(scans[node.output[0]])
+            made.graph.node.extend(scans[node.output[0]])
         elif node.output[0] not in moved:
             made.graph.node.append(node)
     if regions:
-        made.graph.initializer.append(numpy_helper.from_array(np.array([0]), _Graph.AXIS))
+        sizes = {"zero": [0], "together": [TOGETHER], "apart": [-1, TOGETHER], "joined": [-1]}
+        made.graph.initializer.extend(numpy_helper.from_array(np.array(v), f"rows_{k}") for k, v in sizes.items())
     return made
 
 
 class _Graph:
     """What makes and reads what, and which nodes act on each row alone."""
-
-    AXIS = "rows_axis"
 
     def __init__(self, graph: onnx.GraphProto):
         self.nodes = list(graph.node)
@@ -79,12 +80,13 @@ class _Graph:
             yield [n for n in self.nodes if n.output[0] in found]
 
     def pays(self, region: list[NodeProto]) -> bool:
-        """Whether it is a wide block of scans that reads one tensor."""
+        """Whether it is a wide block of scans, from one tensor to one."""
         read = {i for n in region for i in n.input}
         read |= {i for name in read & self.fixed for i in self.maker[name].input}
         weights = sum(int(np.prod(self.constants[i].dims)) for i in read if i in self.constants)
         scans = any(n.op_type == AROUND for n in region)
-        return scans and len(self.inputs(region)) == 1 and weights >= LEAST_WEIGHTS
+        lone = len(self.inputs(region)) == len(self.results(region)) == 1
+        return scans and lone and weights >= LEAST_WEIGHTS
 
     def inputs(self, region: list[NodeProto]) -> list[str]:
         """What a region reads that is neither its own nor constant."""
@@ -92,34 +94,46 @@ class _Graph:
         read = dict.fromkeys(i for n in region for i in n.input if i)
         return [name for name in read if name not in own | self.fixed and name not in self.constants]
 
-    def scan(self, region: list[NodeProto], number: int) -> NodeProto:
-        """The Scan over the rows of a region's one input."""
+    def results(self, region: list[NodeProto]) -> list[str]:
+        """What others read of a region."""
         inside = {n.output[0] for n in region}
+        made = [o for n in region for o in n.output]
+        return [o for o in made if o in self.outputs or any(r.output[0] not in inside for r in self.readers[o])]
+
+    def scan(self, region: list[NodeProto], number: int) -> list[NodeProto]:
+        """The Scan over the rows of a region's input, ``TOGETHER`` at a time, and what fills up and cuts rows."""
         weights = [self.maker[i] for n in region for i in n.input if i in self.fixed]
-        (source,) = self.inputs(region)
-        results = [
-            o
-            for n in region
-            for o in n.output
-            if o in self.outputs or any(r.output[0] not in inside for r in self.readers[o])
-        ]
-        own = f"rows{number}_"
-        body = [helper.make_node("Unsqueeze", [f"{own}row", self.AXIS], [f"{own}{source}"], f"{own}in")]
+        (source,), (result,) = self.inputs(region), self.results(region)
         made_here = {o for n in (*region, *weights) for o in n.output}
+        own = f"rows{number}_"
+        body = []
         for node in {n.output[0]: n for n in (*weights, *region)}.values():
             inner = NodeProto()
             inner.CopyFrom(node)
             inner.input[:] = [f"{own}{i}" if i == source or i in made_here else i for i in inner.input]
             inner.output[:] = [f"{own}{o}" if o else "" for o in inner.output]
             body.append(inner)
-        body += [helper.make_node("Squeeze", [f"{own}{o}", self.AXIS], [f"{own}{o}_row"], f"{own}out") for o in results]
 
-        def values(names: Iterable[str]) -> list[onnx.ValueInfoProto]:  # Scan wants to know their rank
-            return [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, None]) for n in names]
+        def value(name: str) -> list[onnx.ValueInfoProto]:  # Scan wants to know the rank
+            return [helper.make_tensor_value_info(f"{own}{name}", onnx.TensorProto.FLOAT, [None] * 3)]
 
-        graph = helper.make_graph(body, f"{own}body", values([f"{own}row"]), values(f"{own}{o}_row" for o in results))
-        name = f"{region[-1].name}_rows"
-        return helper.make_node("Scan", [source], results, name, body=graph, num_scan_inputs=1)
+        def make(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(kind, inputs, [output], f"{region[-1].name}_{output}", **attributes))
+            return output
+
+        nodes: list[NodeProto] = []
+        rows = make("Shape", [source], f"{own}count", start=0, end=1)
+        filling = make("Mod", [make("Neg", [rows], f"{own}negative"), "rows_together"], f"{own}filling")
+        pads = make("Concat", ["rows_zero", filling], f"{own}pads", axis=0)
+        filled = make("Pad", [source, pads, "", "rows_zero"], f"{own}filled")
+        size = make("Concat", ["rows_apart", make("Shape", [source], f"{own}rest", start=1)], f"{own}size", axis=0)
+        parts = make("Reshape", [filled, size], f"{own}parts")
+        graph = helper.make_graph(body, f"{own}body", value(source), value(result))
+        made = make("Scan", [parts], f"{own}made", body=graph, num_scan_inputs=1)
+        whole = make("Concat", ["rows_joined", make("Shape", [made], f"{own}step", start=2)], f"{own}whole", axis=0)
+        joined = make("Reshape", [made, whole], f"{own}joined_rows")
+        make("Slice", [joined, "rows_zero", rows, "rows_zero"], result)
+        return nodes
 
     def _row_wise(self, node: NodeProto) -> bool:
         """Whether a node treats each element of the first axis alone, of tensors of three axes."""

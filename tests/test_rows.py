@@ -1,4 +1,4 @@
-"""Rows one at a time: the same function in the bodies of Scans. And products whose parts are made apart."""
+"""A few rows at a time: the same function in the bodies of Scans. And products whose parts are made apart."""
 
 import numpy as np
 import onnx
@@ -49,7 +49,7 @@ def run(model, feeds, folder):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_function_stays_the_same_for_every_length_and_batch(built, precision, monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "LEAST_WEIGHTS", 0)
-    made = rows.one_at_a_time(built[precision])
+    made = rows.a_few_at_a_time(built[precision])
     assert [n.op_type for n in made.graph.node].count("Scan") == 2  # over bins and over frames
     assert all(n.op_type != "SelectiveScan" for n in made.graph.node)
     feeds = [mixture(3000, 1), mixture(1777, 2, batch=2)]
@@ -58,7 +58,7 @@ def test_the_function_stays_the_same_for_every_length_and_batch(built, precision
 
 
 def test_narrow_blocks_are_left_as_they_are(built):
-    made = rows.one_at_a_time(built["fp32"])
+    made = rows.a_few_at_a_time(built["fp32"])
     assert made.SerializeToString() == built["fp32"].SerializeToString()
 
 
@@ -73,7 +73,7 @@ def test_wide_blocks_are_taken_apart_for_the_runtime_that_gains(built, monkeypat
 
 def test_a_profile_counts_bodies_once(built, monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "LEAST_WEIGHTS", 0)
-    run(rows.one_at_a_time(built["fp32"]), [], tmp_path)
+    run(rows.a_few_at_a_time(built["fp32"]), [], tmp_path)
     files = ["fp32.onnx", kernels.library("onnxruntime").name]
     found = runtime("onnxruntime").executed(tmp_path, files, "fp32", 1, mixture(2000, 3))
     names = {k.operator for k in found}
