@@ -128,11 +128,11 @@ def streaming() -> str:
     for r in parts["window"]:
         lines.append(f"| {r['runtime']} | {r['stream_ms']:.2f} | {r['window_ms']:.1f} | {r['cheaper']:.0f} |")
     lines += ["", "TFACM at its published size (8 kHz, 8 ms window, 1 ms hop), 0.5 s of context:", ""]
-    lines += ["| runtime | threads | hops a call | p50 ms | RTF | SNR to offline dB |", "|" + "---|" * 6]
+    lines += ["| runtime | precision | threads | hops a call | p50 ms | RTF | SNR to offline dB |", "|" + "---|" * 7]
     for r in parts["published"]:
         lines.append(
-            f"| {r['runtime']} | {r['threads']} | {r['hops_per_call']} | {r['p50_ms']:.2f} | {r['rtf']:.2f}"
-            f" | {r['output_snr_db']:.0f} |"
+            f"| {r['runtime']} | {r['precision']} | {r['threads']} | {r['hops_per_call']} | {r['p50_ms']:.2f}"
+            f" | {r['rtf']:.2f} | {r['output_snr_db']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -226,17 +226,21 @@ def _by_part(found: list[dict[str, Any]]) -> list[str]:
 def peers() -> str:
     """Published sizes: ours and what one would do otherwise."""
     lines = [
-        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | output SNR dB | of peak"
-        " | MB |",
-        "|" + "---|" * 9,
+        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | another day"
+        " | output SNR dB | of peak | MB |",
+        "|" + "---|" * 10,
     ]
+    same = ("separator", "audio_s", "threads", "candidate")
+    again = {tuple(r[k] for k in same): r["faster"] for r in rows("peers_again") if "faster" in r}
     for r in rows("peers"):
         case = f"| {r['separator']} | {r['audio_s']:g} s | {r['threads']} | {r['candidate']}"
         if "failed" in r:
-            lines.append(f"{case} | failed | | | | |")
+            lines.append(f"{case} | failed | | | | | |")
             continue
+        second = again.get(tuple(r[k] for k in same))
         lines.append(
             f"{case} | {r['p50_ms']:.1f} | {r['faster']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            f" | {f'{second:.2f}' if second else ''}"
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
     found = rows("peers")[0]

@@ -108,7 +108,8 @@ def streaming_artifact(
         Quantize(method="onnxruntime", mixtures=4)(separator, file, model, context, int8_form(kind))
     files = runtime(kind).build(model, out, precision, {})
     facts = separator.describe() | {"front_end": None}
-    return Artifact(kind, precision, threads, out, tuple(files)), facts
+    settings = getattr(runtime(kind), "STREAM_SETTINGS", {})
+    return Artifact(kind, precision, threads, out, tuple(files), settings=settings), facts
 
 
 def context(checkpoint: Path) -> Iterator[dict[str, Any]]:

@@ -368,7 +368,8 @@ class Line:
             folder,
             tuple(files),
             ops=target.ops if has_both else None,
-            settings={"fixed_length": True} if target.fixed_length else {},
+            settings=({"fixed_length": True} if target.fixed_length else {})
+            | (getattr(module, "STREAM_SETTINGS", {}) if separator.stream else {}),
         )
         try:
             with artifact.runner():
