@@ -6,6 +6,7 @@
 The others: eager PyTorch, torch.compile, the plain export (no lowering) on ONNX Runtime and on OpenVINO with their
 default options, the same through ONNX Runtime's static quantizer and through NNCF. SPMamba has no plain export without
 this toolkit's scan, so that its "plain" is the portable form, and eager runs the scan as a loop of PyTorch operators.
+IIANet is given a mouth embedding; the front-end that makes it of 25 mouth crops a second is compared by itself.
 
 Every candidate is a process of its own, stopped while it is not its turn: idle threads of one runtime spin in the way
 of the next. They take turns (A B C A B C ...), a few queries each. Weights are random, so that quality is the SNR of
@@ -40,8 +41,15 @@ from edgesep.verify import output_snr_db
 
 HERE = Path(__file__).parent
 SETS = HERE.parent / "calibration"
+FRONT_END = "IIANet's front-end"
 #: name here → title among the published sizes
-SIZES = {"TDANet": "TDANet base (4 ms)", "TDANetBest": "TDANet Large (2 ms)", "IIANet": "IIANet", "SPMamba": "SPMamba"}
+SIZES = {
+    "TDANet": "TDANet base (4 ms)",
+    "TDANetBest": "TDANet Large (2 ms)",
+    "IIANet": "IIANet",
+    FRONT_END: "IIANet",
+    "SPMamba": "SPMamba",
+}
 OURS = (
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
@@ -64,10 +72,12 @@ class Built:
         self.size = next(s for s in PUBLISHED if s.title == SIZES[name])
         torch.manual_seed(0)
         self.original = created(self.size.name, self.size.config, self.size.rate)
+        self.front = self.original  # what mixtures are given to
         if len(self.original.inputs) > 1:  # calibration mixtures come with mouths
             self.front = replace(self.original, front_end=lip.create({}, 0))
-        else:
-            self.front = self.original
+        if name == FRONT_END:
+            assert self.front.front_end
+            self.original = self.front.front_end
         self.store = Store()
         sources = [file_digest(HERE / f) for f in ("peers.py", "builds.py")]
         libraries = [str(kernels.library(kind)) for kind in {kind for kind, _ in OURS}]
@@ -80,7 +90,8 @@ class Built:
     def feeds(self, count: int = 4) -> list[dict[str, np.ndarray]]:
         mixtures = self.calibration()
         return [
-            {s.name: self.front.tensors(mixtures[i].inputs())[s.name] for s in self.front.inputs} for i in range(count)
+            {s.name: self.front.tensors(mixtures[i].inputs())[s.name] for s in self.original.inputs}
+            for i in range(count)
         ]
 
     def calibration(self) -> MixtureSet:
@@ -101,10 +112,11 @@ class Built:
         onnx_forms.write_form(scratch, plain)
         mixtures = self.calibration()
         context = Context(self.front, mixtures, mixtures, folder)
-        lowered = Lower()(self.front, context).separator
+        lowered = Lower()(self.original, context).separator
         graph.export_onnx(lowered, lowered.module, source)
         quantize = Quantize(method="onnxruntime", mixtures=4)
-        eager = {"state": "state.pth", "name": self.size.name, "config": self.size.config, "rate": self.size.rate}
+        config = {} if self.name == FRONT_END else self.size.config
+        eager = {"state": "state.pth", "name": original.name, "config": config, "rate": self.size.rate}
         jobs: dict[str, dict[str, Any]] = {"eager PyTorch": {"kind": "eager", **eager}}
         if self.name != "SPMamba":  # its scan in PyTorch is a loop over all frames, which is unrolled for hours
             jobs["torch.compile"] = {"kind": "compile", **eager}
@@ -140,7 +152,11 @@ class Built:
 
     def given(self, samples: int) -> dict[str, np.ndarray]:
         """One query: a test mixture, over and over, and noise for an embedding."""
-        mixture = MixtureSet.open(SETS / "test", self.original.sample_rate_hz)[0].mixture
+        mixtures = MixtureSet.open(SETS / "test", self.front.sample_rate_hz, mouth=len(self.front.inputs) > 1)
+        if self.name == FRONT_END:
+            crops = self.front.tensors(mixtures[0].inputs())["mouth_crops"]
+            return {"mouth_crops": crops[:, :, np.arange(samples) % crops.shape[2]]}
+        mixture = mixtures[0].mixture
         made = {
             s.name: v.numpy() for s, v in zip(self.original.inputs, self.original.example_inputs(samples), strict=True)
         }

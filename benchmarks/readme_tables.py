@@ -244,7 +244,26 @@ def peers() -> str:
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
     found = rows("peers")[0]
-    return "\n".join(lines) + f"\n\nMeasured on {found['environment']['cpu']}, {found['environment']['cores']} cores."
+    lines += ["", f"Measured on {found['environment']['cpu']}, {found['environment']['cores']} cores."]
+    return "\n".join([*lines, *_with_front_end()])
+
+
+def _with_front_end() -> list[str]:
+    """IIANet and its front-end, one after the other: medians of both, added."""
+    timed = [r for r in rows("peers") if "p50_ms" in r and (r["audio_s"], r["threads"]) == (1, 2)]
+    parts = [
+        {r["candidate"]: r["p50_ms"] for r in timed if r["separator"] == name}
+        for name in ("IIANet", "IIANet's front-end")
+    ]
+    both = {what: parts[0][what] + ms for what, ms in parts[1].items() if what in parts[0]}
+    if not both:
+        return []
+    lines = ["", "IIANet with its front-end, from mouth crops on, 1 s, 2 threads (medians of both graphs, added):", ""]
+    lines += ["| candidate | front-end ms | both ms | times the plain export's speed |", "|" + "---|" * 4]
+    base = both["plain export, onnxruntime"]
+    for what, ms in both.items():
+        lines.append(f"| {what} | {parts[1][what]:.1f} | {ms:.1f} | {base / ms:.2f} |")
+    return lines
 
 
 def lengths() -> str:
