@@ -56,6 +56,9 @@ class OnnxRuntimeQuantizer:
         chosen = [n.name for n in self.callable.graph.node if n.op_type in QUANTIZED and layer_of(n) in layers]
         given = onnx.ModelProto()
         given.CopyFrom(self.callable)  # the quantizer moves its constants to a file of its own
+        onnx_edit.unshare(
+            given.graph, ("LSTM", "Gemm")
+        )  # of those that share one it turns or quantizes the first alone
         with graph.quiet():
             try:
                 if chosen:  # an empty list would mean all

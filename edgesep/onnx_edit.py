@@ -66,6 +66,20 @@ def share_initializers(model: onnx.ModelProto) -> None:
     drop_unused_initializers(model.graph)
 
 
+def unshare(graph: onnx.GraphProto, kinds: tuple[str, ...]) -> None:
+    """Nodes of these kinds get constants of their own; ``share_initializers`` takes that back."""
+    constants = {c.name: c for c in graph.initializer}
+    taken: set[str] = set()
+    for number, node in enumerate(n for n in graph.node if n.op_type in kinds):
+        for i, name in enumerate(node.input):
+            if name in taken:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[i] = f"{name}_{number}"
+                graph.initializer.append(copy)
+        taken.update(name for name in node.input if name in constants)
+
+
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
     for node in graph.node:

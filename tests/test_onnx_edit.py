@@ -132,3 +132,20 @@ def test_an_rms_norm_becomes_one_node_for_onnx_runtime() -> None:
         (wanted,) = ReferenceEvaluator(given).run(None, {"x": x})
         session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
         assert_allclose(session.run(None, {"x": x})[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_products_that_share_a_weight_get_their_own_and_share_it_again() -> None:
+    weight = numpy_helper.from_array(np.eye(6, dtype=np.float32), "weight")
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "weight"], ["h"]), helper.make_node("Gemm", ["h", "weight"], ["y"])],
+        "shared",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 6])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx_edit.unshare(model.graph, ("Gemm",))
+    onnx.checker.check_model(model)
+    assert len({n.input[1] for n in model.graph.node}) == 2
+    onnx_edit.share_initializers(model)
+    assert {n.input[1] for n in model.graph.node} == {"weight"}
