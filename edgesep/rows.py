@@ -10,13 +10,14 @@ they are, and every operator costs some microseconds each time.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
+
+from edgesep import units
 
 AROUND = "SelectiveScan"
 TOGETHER = 4  # rows: threads meet at the end of every operator, and a single one is soon done
@@ -46,18 +47,11 @@ def a_few_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-class _Graph:
-    """What makes and reads what, and which nodes act on each row alone."""
+class _Graph(units.Graph):
+    """A graph, and which of its nodes act on each row alone."""
 
     def __init__(self, graph: onnx.GraphProto):
-        self.nodes = list(graph.node)
-        self.constants = {c.name: c for c in graph.initializer}
-        self.maker = {name: n for n in self.nodes for name in n.output}
-        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.readers[name].append(node)
-        self.outputs = {o.name for o in graph.output}
+        super().__init__(graph)
         #: made of constants alone: the rounded weights of a quantized graph
         self.fixed = {o for n in self.nodes if all(i in self.constants for i in n.input) for o in n.output}
 
@@ -71,7 +65,7 @@ class _Graph:
             found, open_ = {start}, [start]
             while open_:
                 node = own[open_.pop()]
-                beside = [self.maker[i].output[0] for i in node.input if i in self.maker]
+                beside = [self.producer[i].output[0] for i in node.input if i in self.producer]
                 beside += [reader.output[0] for o in node.output for reader in self.readers[o]]
                 new = {name for name in beside if name in own} - found
                 found |= new
@@ -82,8 +76,8 @@ class _Graph:
     def pays(self, region: list[NodeProto]) -> bool:
         """Whether it is a wide block of scans, from one tensor to one."""
         read = {i for n in region for i in n.input}
-        read |= {i for name in read & self.fixed for i in self.maker[name].input}
-        weights = sum(int(np.prod(self.constants[i].dims)) for i in read if i in self.constants)
+        read |= {i for name in read & self.fixed for i in self.producer[name].input}
+        weights = sum(self.constants[i].size for i in read if i in self.constants)
         scans = any(n.op_type == AROUND for n in region)
         lone = len(self.inputs(region)) == len(self.results(region)) == 1
         return scans and lone and weights >= LEAST_WEIGHTS
@@ -102,7 +96,7 @@ class _Graph:
 
     def scan(self, region: list[NodeProto], number: int) -> list[NodeProto]:
         """The Scan over the rows of a region's input, ``TOGETHER`` at a time, and what fills up and cuts rows."""
-        weights = [self.maker[i] for n in region for i in n.input if i in self.fixed]
+        weights = [self.producer[i] for n in region for i in n.input if i in self.fixed]
         (source,), (result,) = self.inputs(region), self.results(region)
         made_here = {o for n in (*region, *weights) for o in n.output}
         own = f"rows{number}_"
@@ -137,7 +131,7 @@ class _Graph:
 
     def _row_wise(self, node: NodeProto) -> bool:
         """Whether a node treats each element of the first axis alone, of tensors of three axes."""
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        given = units.flags(node)
         kind, first, others = node.op_type, node.input[0] if node.input else "", [*node.input[1:], ""]
         if node.output[0] in self.fixed or first in self.constants:
             return False
@@ -151,8 +145,8 @@ class _Graph:
         if kind == "Transpose":
             return bool(given["perm"][0] == 0)
         if kind == "ReduceMean":
-            axes = numpy_helper.to_array(self.constants[others[0]]) if others[0] in self.constants else np.array([0])
-            return bool(given.get("keepdims", 1)) and set(axes.ravel().tolist()) <= {1, 2, -1, -2}
+            axes = self.constants.get(others[0], np.array(0)).ravel().tolist()
+            return bool(given.get("keepdims", 1)) and set(axes) <= {1, 2, -1, -2}
         if kind == "LayerNormalization":
             return given.get("axis", -1) == -1
         if kind == "MatMul":
@@ -167,10 +161,10 @@ class _Graph:
         """Whether an operand has no axis of rows, if it is constant."""
         if name not in self.constants:
             return name not in self.fixed
-        dims = list(self.constants[name].dims)
-        return len(dims) < 3 or dims[0] == 1
+        shape = self.constants[name].shape
+        return len(shape) < 3 or shape[0] == 1
 
     def _rank(self, name: str) -> int:
         """Of a constant, or of a dequantized one."""
-        constant = name if name in self.constants else self.maker[name].input[0]
-        return len(self.constants[constant].dims)
+        constant = name if name in self.constants else self.producer[name].input[0]
+        return int(self.constants[constant].ndim)

@@ -149,19 +149,14 @@ def projection(inputs: int, outputs: int, bins: int, eps: float) -> nn.Sequentia
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.PReLU(), ChannelBinNorm(outputs, bins, eps))
 
 
-def backwards(conv: nn.ConvTranspose1d | nn.ConvTranspose2d, padding: int | None = None) -> nn.Conv1d | nn.Conv2d:
+def backwards(conv: nn.ConvTranspose2d) -> nn.Conv2d:
     """The convolution that sums what a transposed one of stride 1 spreads.
 
-    Along the bins it is padded; in time (first axis of two) it takes the past that it needs as part of its input.
+    Along the bins it is padded; in time (first axis) it takes the past that it needs as part of its input.
     """
-    weight = conv.weight.detach().transpose(0, 1)
-    if isinstance(conv, nn.ConvTranspose1d):
-        made: nn.Conv1d | nn.Conv2d = nn.Conv1d(
-            conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=padding or 0
-        )
-    else:
-        made = nn.Conv2d(conv.in_channels, conv.out_channels, cast(tuple[int, int], conv.kernel_size), padding=(0, 1))
+    size = cast(tuple[int, int], conv.kernel_size)
+    made = nn.Conv2d(conv.in_channels, conv.out_channels, size, padding=(0, 1))
     with torch.no_grad():
-        made.weight.copy_(weight.flip(tuple(range(2, weight.ndim))))
+        made.weight.copy_(conv.weight.transpose(0, 1).flip((2, 3)))
         cast(Tensor, made.bias).copy_(cast(Tensor, conv.bias))
     return made

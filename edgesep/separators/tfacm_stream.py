@@ -74,15 +74,11 @@ class StreamingBlock(nn.Module):
         channels = block.intra_norm.gamma.shape[1]
         self.intra_norm, self.inter_norm = RowNorm(block.intra_norm), RowNorm(block.inter_norm)
         self.intra_rnn = by_taps(block.intra_rnn, block.ks)
-        windows = bins - block.ks + 1
-        self.register_buffer("taken", (torch.arange(windows)[:, None] + torch.arange(block.ks)).flatten())
-        # What a bin gets of a window's k values: the last of the first window, ..., the first of the last one.
-        self.register_buffer("spread", (torch.arange(bins)[:, None] + torch.arange(block.ks)).flatten())
-        back = block.intra_linear
-        self.intra_linear = linear(back.weight.flip(2).permute(1, 2, 0).flatten(1), back.bias)
+        self.register_buffer("taken", overlapping(bins - block.ks + 1, block.ks))
+        self.register_buffer("spread", overlapping(bins, block.ks))  # the windows that reach a bin
+        self.intra_linear = gathering(block.intra_linear)
         self.inter_rnn = StreamingSegments(block.inter_rnn)
-        past = block.inter_linear.conv_transpose  # (H, C, taps): the last tap meets the oldest frame
-        self.inter_linear = linear(past.weight.flip(2).permute(1, 2, 0).flatten(1), past.bias)
+        self.inter_linear = gathering(block.inter_linear.conv_transpose)
         paths = [
             [cast(nn.Sequential, block.get_submodule(f"attn_conv_{kind}_{i}")) for i in range(block.heads)]
             for kind in "QKV"
@@ -220,6 +216,19 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     made = nn.Linear(weight.shape[1], weight.shape[0])
     made.weight, made.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(cast(Tensor, bias).detach().clone())
     return made
+
+
+def gathering(conv: nn.ConvTranspose1d) -> nn.Linear:
+    """What a transposed convolution of stride 1 spreads, summed: of the last k inputs, the oldest first.
+
+    The oldest one meets the last tap.
+    """
+    return linear(conv.weight.flip(2).permute(1, 2, 0).flatten(1), conv.bias)
+
+
+def overlapping(count: int, size: int) -> Tensor:
+    """Indices of ``count`` windows, each one element behind the last, in a row."""
+    return (torch.arange(count)[:, None] + torch.arange(size)).flatten()
 
 
 def by_taps(rnn: nn.LSTM, taps: int) -> nn.LSTM:
