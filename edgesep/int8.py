@@ -40,6 +40,7 @@ class OnnxRuntimeQuantizer:
         folder: Path,
     ):
         self.separator, self.exported, self.feeds = separator, exported, feeds
+        onnx_edit.products_of_gemms(exported)
         self.ranges = folder / "ranges.json"
         # The quantizer infers shapes but knows no operators of ours: it gets them as functions of the file.
         self.callable = onnx_forms.callable_anywhere(exported)
@@ -56,9 +57,7 @@ class OnnxRuntimeQuantizer:
         chosen = [n.name for n in self.callable.graph.node if n.op_type in QUANTIZED and layer_of(n) in layers]
         given = onnx.ModelProto()
         given.CopyFrom(self.callable)  # the quantizer moves its constants to a file of its own
-        onnx_edit.unshare(
-            given.graph, ("LSTM", "Gemm")
-        )  # of those that share one it turns or quantizes the first alone
+        onnx_edit.unshare(given.graph, ("LSTM",))  # of those that share one it quantizes the first alone
         with graph.quiet():
             try:
                 if chosen:  # an empty list would mean all
@@ -87,9 +86,13 @@ class OnnxRuntimeQuantizer:
 
         if not self.ranges.exists():
             self._calibrate()
-        options: dict[str, Any] = {"QuantizeBias": False, "ActivationSymmetric": form.symmetric}
-        if not form.outputs:
-            options["OpTypesToExcludeOutputQuantization"] = list(QUANTIZED)
+        # A product of matrices can leave its accumulators as float, which is more precise and one rounding less.
+        floats_made = [kind for kind in QUANTIZED if kind != "Conv" or not form.outputs]
+        options: dict[str, Any] = {
+            "QuantizeBias": False,
+            "ActivationSymmetric": form.symmetric,
+            "OpTypesToExcludeOutputQuantization": floats_made,
+        }
         quantize_static(
             given,
             out,

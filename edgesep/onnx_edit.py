@@ -80,6 +80,34 @@ def unshare(graph: onnx.GraphProto, kinds: tuple[str, ...]) -> None:
         taken.update(name for name in node.input if name in constants)
 
 
+def products_of_gemms(model: onnx.ModelProto) -> None:
+    """Gemm of a constant weight becomes MatMul and Add: with a bias in float none of it would be in INT8."""
+    graph = model.graph
+    constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        turned, rows_turned = given.pop("transB", 0), given.pop("transA", 0)
+        scaled = any(v != 1 for v in given.values())
+        if node.op_type != "Gemm" or node.input[1] not in constants or rows_turned or scaled:
+            kept.append(node)
+            continue
+        x, weight, *bias = node.input
+        if turned:
+            weight = f"{weight}_turned"
+            if weight not in constants:
+                constants[weight] = np.ascontiguousarray(constants[node.input[1]].T)
+                graph.initializer.append(numpy_helper.from_array(constants[weight], weight))
+        made = f"{node.output[0]}_product" if bias else node.output[0]
+        kept.append(helper.make_node("MatMul", [x, weight], [made], node.name))
+        if bias:
+            kept.append(helper.make_node("Add", [made, *bias], [node.output[0]], f"{node.name}_bias"))
+    kept = [NodeProto.FromString(n.SerializeToString()) for n in kept]
+    del graph.node[:]
+    graph.node.extend(kept)
+    drop_unused_initializers(graph)
+
+
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
     for node in graph.node:

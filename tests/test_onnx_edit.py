@@ -149,3 +149,26 @@ def test_products_that_share_a_weight_get_their_own_and_share_it_again() -> None
     assert len({n.input[1] for n in model.graph.node}) == 2
     onnx_edit.share_initializers(model)
     assert {n.input[1] for n in model.graph.node} == {"weight"}
+
+
+def test_a_gemm_becomes_a_product_and_a_sum() -> None:
+    made = np.random.default_rng(0)
+    weight, bias, x = (made.standard_normal(s, np.float32) for s in ((4, 6), (4,), (3, 6)))
+    for attributes, kinds in (
+        ({"transB": 1, "alpha": 1.0}, ["MatMul", "Add"]),
+        ({"transB": 1, "alpha": 0.5}, ["Gemm"]),
+    ):
+        graph = helper.make_graph(
+            [helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], "layer/Gemm_0", **attributes)],
+            "one",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 6])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])],
+            [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
+        onnx_edit.products_of_gemms(model)
+        onnx.checker.check_model(model)
+        assert [n.op_type for n in model.graph.node] == kinds
+        assert model.graph.node[0].name == "layer/Gemm_0"
+        assert_allclose(ReferenceEvaluator(model).run(None, {"x": x})[0], wanted, rtol=1e-5, atol=1e-6)
