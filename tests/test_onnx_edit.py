@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgesep import onnx_edit
+from edgesep import onnx_edit, onnxruntime_form
 
 
 def model_of(axis: int) -> onnx.ModelProto:
@@ -35,14 +35,14 @@ def test_gathering_rows_gives_the_values_that_gathering_along_the_last_axis_gave
     rng = np.random.default_rng(0)
     x, index = rng.standard_normal((2, 6, 1, 5), np.float32), np.array([4, 0, 0, 1, -1, 3, 2])
     for axis in (-1, 3):
-        model = onnx.load_from_string(onnx_edit.for_onnxruntime(model_of(axis).SerializeToString()))
+        model = onnx.load_from_string(onnxruntime_form.for_onnxruntime(model_of(axis).SerializeToString()))
         onnx.checker.check_model(model)
         assert [n.op_type for n in model.graph.node] == ["Transpose", "Gather", "Transpose"]
         assert_array_equal(run(model, x, index), x[..., index])
 
 
 def test_gathering_along_another_axis_stays_as_it_is() -> None:
-    model = onnx.load_from_string(onnx_edit.for_onnxruntime(model_of(1).SerializeToString()))
+    model = onnx.load_from_string(onnxruntime_form.for_onnxruntime(model_of(1).SerializeToString()))
     assert [n.op_type for n in model.graph.node] == ["Gather"]
 
 
@@ -127,7 +127,7 @@ def test_an_rms_norm_becomes_one_node_for_onnx_runtime() -> None:
         (norm_of(4.0, -1), None),
         (norm_of(2.0, 1), None),
     ):
-        made = onnx.load_from_string(onnx_edit.for_onnxruntime(given.SerializeToString()))
+        made = onnx.load_from_string(onnxruntime_form.for_onnxruntime(given.SerializeToString()))
         assert [n.op_type for n in made.graph.node] == (kinds or [n.op_type for n in given.graph.node])
         (wanted,) = ReferenceEvaluator(given).run(None, {"x": x})
         session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -172,3 +172,43 @@ def test_a_gemm_becomes_a_product_and_a_sum() -> None:
         assert [n.op_type for n in model.graph.node] == kinds
         assert model.graph.node[0].name == "layer/Gemm_0"
         assert_allclose(ReferenceEvaluator(model).run(None, {"x": x})[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dequantized_product_and_its_bias_are_one_integer_operator_of_onnx_runtime() -> None:
+    made = np.random.default_rng(0)
+    x, bias = made.standard_normal((3, 6), np.float32), made.standard_normal(4, np.float32)
+    constants = {
+        "x_scale": np.float32(0.03),
+        "x_zero": np.uint8(120),
+        "weight": made.integers(-127, 127, (6, 4), np.int8),
+        "scale": made.random(4, np.float32),
+        "zero": np.zeros(4, np.int8),
+        "bias": bias,
+    }
+    quantized = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "x_scale", "x_zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["w"], axis=1),
+    ]
+    product = helper.make_node("MatMul", ["d", "w"], ["p"])
+    summed = [product, helper.make_node("Add", ["bias", "p"], ["y"])]
+    seen_too = [*summed, helper.make_node("Relu", ["p"], ["also"])]
+    for rest, kinds in (
+        (summed, ["QuantizeLinear", "MatMulIntegerToFloat"]),
+        (seen_too, ["QuantizeLinear", "MatMulIntegerToFloat", "Add", "Relu"]),
+    ):
+        outputs = [n for n in ("y", "also") if any(n in r.output for r in rest)]
+        graph = helper.make_graph(
+            [*quantized, *rest],
+            "one",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 6])],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", 4]) for n in outputs],
+            [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        wanted = ReferenceEvaluator(model).run(None, {"x": x})
+        changed = onnx.load_from_string(onnxruntime_form.for_onnxruntime(model.SerializeToString()))
+        assert [n.op_type for n in changed.graph.node] == kinds
+        session = onnxruntime.InferenceSession(changed.SerializeToString(), providers=["CPUExecutionProvider"])
+        for a, b in zip(session.run(None, {"x": x}), wanted, strict=True):
+            assert_allclose(a, b, rtol=1e-4, atol=1e-4)

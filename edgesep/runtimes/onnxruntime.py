@@ -41,7 +41,7 @@ def version() -> str:
 
 def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:  # noqa: ARG001
     """The artifact is an ONNX file: ONNX Runtime compiles it at load for the CPU it meets."""
-    from edgesep.onnx_edit import for_onnxruntime  # on the build host alone
+    from edgesep.onnxruntime_form import for_onnxruntime  # on the build host alone
 
     if precision == "fp16" and library is not None:
         raise UnsupportedError('the native kernels compute in float32; leave ops = "portable" for this target')

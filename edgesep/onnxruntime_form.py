@@ -1,0 +1,117 @@
+"""ONNX Runtime's own operators in a graph that only it will read, and what its kernels are slow at said otherwise."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper, numpy_helper
+
+from edgesep.onnx_edit import drop_dead, drop_unused_initializers, shorten_names
+
+
+def for_onnxruntime(serialized: bytes) -> bytes:
+    """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
+
+    ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same. RMS norms and
+    products in INT8 become the operators that it has for them. And names are shortened, because the file is what lies
+    on the device.
+    """
+    model = onnx.load_from_string(serialized)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in (*inferred.value_info, *inferred.input)
+        if v.type.tensor_type.HasField("shape")
+    }
+    ranks |= {c.name: len(c.dims) for c in inferred.initializer}
+    made: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        rank = ranks.get(node.input[0], 0) if node.input else 0
+        axis = [a.i for a in node.attribute if a.name == "axis"]
+        if node.op_type != "Gather" or rank < 3 or axis not in ([-1], [rank - 1]) or ranks.get(node.input[1]) != 1:
+            made.append(node)
+            continue
+        to_rows = [0, rank - 1, *range(1, rank - 1)]
+        back = [to_rows.index(d) for d in range(rank)]
+        rows, taken = f"{node.output[0]}_rows", f"{node.output[0]}_taken"
+        made += [
+            helper.make_node("Transpose", [node.input[0]], [rows], f"{node.name}_rows", perm=to_rows),
+            helper.make_node("Gather", [rows, node.input[1]], [taken], node.name, axis=1),
+            helper.make_node("Transpose", [taken], [node.output[0]], f"{node.name}_back", perm=back),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+    _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})  # whose types nothing can infer
+    _integer_products(model)
+    shorten_names(model)
+    return bytes(model.SerializeToString())
+
+
+def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> None:
+    """``x · 1 / sqrt(mean(x²) + eps) · gain`` over the last axis as one node, which only ONNX Runtime knows."""
+    maker = {n.output[0]: n for n in graph.node}
+
+    def made_of(name: str, kind: str) -> tuple[str, str]:
+        """The first two inputs of the node that makes ``name``, if it is of that kind."""
+        node = maker.get(name)
+        found = list(node.input) if node is not None and node.op_type == kind else []
+        first, second, *_ = [*found, "", ""]
+        return first, second
+
+    def value(name: str) -> list[float]:
+        return numpy_helper.to_array(constants[name]).ravel().tolist() if name in constants else []
+
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rms_norms(attribute.g, constants)
+        if node.op_type != "Mul" or node.input[1] not in constants or len(constants[node.input[1]].dims) != 1:
+            continue
+        x, inverse = made_of(node.input[0], "Mul")
+        root, _ = made_of(inverse, "Reciprocal")
+        mean, epsilon = made_of(made_of(root, "Sqrt")[0], "Add")
+        square, axes = made_of(mean, "ReduceMean")
+        if made_of(square, "Pow")[0] != x or value(made_of(square, "Pow")[1]) != [2.0] or value(axes) != [-1]:
+            continue
+        attributes = {"axis": -1, "epsilon": value(epsilon)[0]}
+        node.op_type, node.input[0] = "SimplifiedLayerNormalization", x
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+    drop_dead(graph)
+
+
+def _integer_products(model: onnx.ModelProto) -> None:
+    """A product of a dequantized factor and weight, and the sum with its bias, as one node.
+
+    ONNX Runtime would do so itself, but for a bias: it makes a Gemm of product and sum before it looks for INT8, and
+    that one computes in float.
+    """
+    graph = model.graph
+    constants = {c.name: c for c in graph.initializer}
+    maker = {n.output[0]: n for n in graph.node}
+    readers: dict[str, list[onnx.NodeProto]] = {o.name: [] for o in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in graph.node:
+        factors = [maker.get(name) for name in node.input[:2]] if node.op_type == "MatMul" else []
+        if len(factors) < 2 or any(f is None or f.op_type != "DequantizeLinear" for f in factors):
+            continue
+        x, weight = (list(f.input) for f in factors if f is not None)
+        following = readers[node.output[0]]
+        if weight[0] not in constants or len(constants[weight[0]].dims) != 2 or len(x) < 3:
+            continue
+        if [n.op_type for n in following] == ["QuantizeLinear"]:
+            continue  # that makes one of INT8 with the product
+        given = [x[0], weight[0], x[1], weight[1], x[2], *weight[2:3]]
+        if [n.op_type for n in following] == ["Add"] and node.output[0] not in {o.name for o in graph.output}:
+            bias = next(name for name in following[0].input if name != node.output[0])
+            if bias in constants and list(constants[bias].dims) == list(constants[weight[0]].dims[1:]):
+                given += [*[""] * (6 - len(given)), bias]
+                total = following[0].output[0]
+                node.output[0], following[0].output[0] = total, f"{total}_before"  # which nobody reads
+        node.op_type, node.domain = "MatMulIntegerToFloat", "com.microsoft"
+        node.input[:] = given
+    if any(n.domain == "com.microsoft" for n in graph.node):
+        known = {o.domain for o in model.opset_import}
+        model.opset_import.extend([helper.make_opsetid("com.microsoft", 1)] if "com.microsoft" not in known else [])
+    drop_dead(graph)
+    drop_unused_initializers(graph)
