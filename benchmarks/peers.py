@@ -9,10 +9,11 @@ this toolkit's scan, so that its "plain" is the portable form, and eager runs th
 IIANet is given a mouth embedding; the front-end that makes it of 25 mouth crops a second is compared by itself.
 
 Every candidate is a process of its own, stopped while it is not its turn: idle threads of one runtime spin in the way
-of the next. They take turns (A B C A B C ...), a few queries each. Weights are random, so that quality is the SNR of
-the output against eager PyTorch's; what INT8 costs trained separators is measured by ``compression.py``. "Of peak" is
-the share of what this machine's own float matrix product reaches (ONNX Runtime, the same threads). Memory is the peak
-above what the process held before it loaded anything. Rows replace those of ``results/peers.jsonl``.
+of the next. They take turns (A B C A B C ...), a few queries each; one, where it takes over five seconds. Weights are
+random, so that quality is the SNR of the output against eager PyTorch's; what INT8 costs trained separators is measured
+by ``compression.py``. "Of peak" is the share of what this machine's own float matrix product reaches (ONNX Runtime, the
+same threads). Memory is the peak above what the process held before it loaded anything. Rows replace those of
+``results/peers.jsonl``.
 """
 
 from __future__ import annotations
