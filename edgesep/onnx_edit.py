@@ -217,13 +217,6 @@ def split_products(model: onnx.ModelProto) -> None:
     drop_unused_initializers(graph)
 
 
-def for_openvino(serialized: bytes) -> bytes:
-    """The graph with short names: the file is what lies on the device."""
-    model = onnx.load_from_string(serialized)
-    shorten_names(model)
-    return bytes(model.SerializeToString())
-
-
 def shorten_names(model: onnx.ModelProto) -> None:
     """Names of one to three letters inside the graph: in a small separator they are half of an INT8 file.
 

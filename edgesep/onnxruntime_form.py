@@ -5,15 +5,19 @@ from __future__ import annotations
 import onnx
 from onnx import helper, numpy_helper
 
-from edgesep.onnx_edit import drop_dead, drop_unused_initializers, shorten_names
+from edgesep.compact import compact
+from edgesep.onnx_edit import drop_dead, drop_unused_initializers
 
 
-def for_onnxruntime(serialized: bytes) -> bytes:
+def for_onnxruntime(serialized: bytes, *, halves: bool = False) -> bytes:
     """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
 
     ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same. RMS norms and
-    products in INT8 become the operators that it has for them. And names are shortened, because the file is what lies
-    on the device.
+    products in INT8 become the operators that it has for them. And constants and names are shortened, because the file
+    is what lies on the device.
+
+    Args:
+        halves: store what is in float as float16.
     """
     model = onnx.load_from_string(serialized)
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -42,7 +46,7 @@ def for_onnxruntime(serialized: bytes) -> bytes:
     model.graph.node.extend(made)
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})  # whose types nothing can infer
     _integer_products(model)
-    shorten_names(model)
+    compact(model, halves)
     return bytes(model.SerializeToString())
 
 

@@ -1,0 +1,90 @@
+"""Constants in a file: smaller, and the same once loaded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.testing import assert_allclose
+from onnx import TensorProto, helper, numpy_helper
+
+from edgesep import compact
+from edgesep.separators.spectral import CausalStft, Stft
+from edgesep.verify import output_snr_db
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int | str]
+) -> onnx.ModelProto:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, s)
+        for name, s in (("x", shape), ("y", [None] * len(shape)))
+    ]
+    weights = [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    graph = helper.make_graph(list(nodes), "one", values[:1], values[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def bytes_of(model: onnx.ModelProto) -> int:
+    return sum(numpy_helper.to_array(c).nbytes for c in model.graph.initializer)
+
+
+@pytest.mark.parametrize("stft", [Stft(256, 64), CausalStft(128, 16, 128), CausalStft(128, 16, 64)])
+def test_fourier_kernels_are_written_as_a_window_and_a_table_of_one_cosine(stft: Stft | CausalStft) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 1, 1000)).astype(np.float32)
+    for kind, kernel in (("Conv", stft.forward_kernel), ("ConvTranspose", stft.inverse_kernel)):
+        given = kernel.numpy()
+        x = np.random.default_rng(0).standard_normal((1, 1 if kind == "Conv" else len(given), 300), np.float32)
+        model = model_of(
+            [helper.make_node(kind, ["x", "w"], ["y"], strides=[16])], {"w": given}, ["b", x.shape[1], "t"]
+        )
+        wanted, before = run(model, x), bytes_of(model)
+        compact.tabulate_stft(model)
+        assert bytes_of(model) < 0.1 * before
+        assert output_snr_db(run(model, x), wanted) > 125
+
+
+def test_other_kernels_of_that_shape_are_left_alone() -> None:
+    kernel = CausalStft(128, 16, 128).forward_kernel.numpy().copy()
+    kernel[3, 0, 5] += 1e-3
+    model = model_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": kernel}, ["b", 1, "t"])
+    before = model.SerializeToString()
+    compact.tabulate_stft(model)
+    assert model.SerializeToString() == before
+
+
+def test_floats_are_stored_in_half_unless_they_lose_by_it_or_are_scales() -> None:
+    made = np.random.default_rng(0)
+    weight = made.standard_normal((32, 300), np.float32)
+    constants = {
+        "weight": weight,
+        "wide": (weight[:1] * 1e-9).astype(np.float32),  # below what float16 knows
+        "few": weight[0, :100],
+        "integers": made.integers(-127, 127, (300, 300), np.int8),
+        "scales": made.random(300, np.float32),
+        "zeros": np.zeros(300, np.int8),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["a"]),
+        helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=1),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Add", ["b", "wide"], ["c"]),
+        helper.make_node("Slice", ["c", "from", "to", "last"], ["d"]),
+        helper.make_node("Mul", ["d", "few"], ["y"]),
+    ]
+    slices = {"from": np.array([0]), "to": np.array([100]), "last": np.array([1])}
+    model = model_of(nodes, constants | slices, ["rows", 32])
+    x = made.standard_normal((5, 32), np.float32)
+    wanted = run(model, x)
+    compact.compact(model, halves=True)
+    kinds = [c.data_type for c in model.graph.initializer]
+    assert kinds.count(TensorProto.FLOAT16) == 1
+    assert kinds.count(TensorProto.FLOAT) == 3
+    assert_allclose(run(model, x), wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
