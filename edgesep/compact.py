@@ -17,8 +17,19 @@ LEAST = 256  # elements that are worth an operator, whose entry takes some dozen
 EXACT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLSTM", "MatMulIntegerToFloat")
 
 
-def compact(model: onnx.ModelProto, halves: bool) -> None:
-    """The model as a file: what it computes is the same, but for ``halves`` of its float constants."""
+def compacted(serialized: bytes, *, halves: bool = False) -> bytes:
+    """``compact`` of a file."""
+    model = onnx.load_from_string(serialized)
+    compact(model, halves=halves)
+    return bytes(model.SerializeToString())
+
+
+def compact(model: onnx.ModelProto, *, halves: bool = False) -> None:
+    """Constants and names are shortened.
+
+    Args:
+        halves: store what is in float as float16.
+    """
     tabulate_stft(model)
     if halves:
         halve_constants(model)

@@ -46,7 +46,7 @@ def for_onnxruntime(serialized: bytes, *, halves: bool = False) -> bytes:
     model.graph.node.extend(made)
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})  # whose types nothing can infer
     _integer_products(model)
-    compact(model, halves)
+    compact(model, halves=halves)
     return bytes(model.SerializeToString())
 
 
