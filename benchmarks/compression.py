@@ -192,7 +192,8 @@ def engines(name: str, store: Store) -> Iterator[dict[str, Any]]:
 def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     """Ours, NNCF's and ONNX Runtime's INT8 of the same export, each on the runtimes that take it.
 
-    NNCF takes static shapes alone, so that all run at the length of the sets' mixtures.
+    NNCF takes static shapes alone, so that all run at the length of the sets' mixtures; OpenVINO, which gains from that,
+    compiles every build for it.
     """
     import onnx
     from builds import built, nncf_quantized, statically_quantized
@@ -244,7 +245,8 @@ def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
         x = tuple(given(test[0][0]).values())
         calls, found = {}, {}
         for (what, kind), (where, names) in files.items():
-            artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names))
+            fixed = {"fixed_length": True} if getattr(runtime(kind), "FIXES_LENGTH", False) else {}
+            artifact = Artifact(kind, "fp32" if what == "float" else "int8", 1, where, tuple(names), settings=fixed)
             try:
                 run = stack.enter_context(Separating(artifact, facts, 1))
                 items = ((tuple(given(m).values()), m.sources, r) for m, r in test)
