@@ -192,8 +192,8 @@ def engines(name: str, store: Store) -> Iterator[dict[str, Any]]:
 def peers(name: str, store: Store) -> Iterator[dict[str, Any]]:
     """Ours, NNCF's and ONNX Runtime's INT8 of the same export, each on the runtimes that take it.
 
-    NNCF takes static shapes alone, so that all run at the length of the sets' mixtures; OpenVINO, which gains from that,
-    compiles every build for it.
+    NNCF takes static shapes alone, so that all run at the length of the sets' mixtures; OpenVINO, which gains from
+    that, compiles every build for it.
     """
     import onnx
     from builds import built, nncf_quantized, statically_quantized
