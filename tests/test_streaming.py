@@ -13,10 +13,12 @@ import torch
 from conftest import shallow, target, write_recipe
 from numpy.testing import assert_array_equal
 
+import edgesep
 from edgesep import InputError, Stream, UnsupportedError, blocks, load_separator, open_bundle
 from edgesep.line import Line, deploy
 from edgesep.paced import longest_run, paced
 from edgesep.recipe import read_recipe
+from edgesep.separators.segments import StreamingSegments
 from edgesep.spec import StateSpec, StreamSpec
 from edgesep.store import Store
 from edgesep.stream import Hops, measured_look_ahead, whole
@@ -86,6 +88,16 @@ def test_calls_of_any_length_give_the_offline_output(checkpoint, mixture, offlin
     parts = [calls.call(padded[t : t + calls.call_samples]).copy() for t in starts]
     made = np.concatenate(parts, 1)[:, calls.delay_samples :][:, : mixture.size]
     assert output_snr_db(made, offline) >= 100
+
+
+def test_the_inputs_that_hold_a_cell_leave_the_others_their_eight_bits():
+    separator = load_separator(Path(edgesep.__file__).parent / "demo" / "hearingaid.pth")
+    for block in separator.module.blocks:
+        own = block.inter_rnn.lstm.weight_ih_l0
+        weight = StreamingSegments(block.inter_rnn).rnn.weight_ih_l0
+        scale = weight.abs().amax(1, keepdim=True) / 127  # of a gate, as in INT8
+        rounded = (torch.round(weight / scale) * scale)[:, : own.shape[1]]
+        assert output_snr_db(rounded.detach().numpy(), own.detach().numpy()) > 30
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

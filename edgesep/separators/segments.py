@@ -68,12 +68,16 @@ class StreamingSegments(nn.Module):
 
     Each frame lies in two segments, and at most one segment begins within a call, in place of one that ends there. One
     LSTM runs three sets of rows through all frames: the segment that ends, the one that lasts, and the new one, whose
-    frames are moved to the front. Where a set has no frame, a further input holds its cell: it opens the forget gate
-    and closes the input gate. Calls of 1, 5, 7 or 35 frames have no need of that, because segments begin with a call:
-    the one that ends there has no frame left, and the new one takes its place in front of the LSTM.
+    frames are moved to the front. Where a set has no frame, further inputs hold its cell: they open the forget gate
+    and close the input gate. There are many of them, as large as what a norm makes, so that their weights are no larger
+    than others: in INT8 all weights of a gate share one scale. Calls of 1, 5, 7 or 35 frames have no need of that,
+    because segments begin with a call: the one that ends there has no frame left, and the new one takes its place in
+    front of the LSTM.
     """
 
-    HOLD = 40.0  # a sigmoid of it is one in float32
+    HOLD = 32.0  # a sigmoid of little more than half of it is one in float32
+    HOLDING = 16  # inputs that hold,
+    HELD = 6.0  # and their value
 
     def __init__(self, segments: SegmentLstm):
         super().__init__()
@@ -81,10 +85,11 @@ class StreamingSegments(nn.Module):
         self.settled = segments.settled()
         lstm = segments.lstm
         self.one = lstm
-        self.rnn = nn.LSTM(lstm.input_size + 1, lstm.hidden_size)
+        self.rnn = nn.LSTM(lstm.input_size + self.HOLDING, lstm.hidden_size)
         state = lstm.state_dict()
-        gates = torch.tensor([-self.HOLD, self.HOLD, 0, 0]).repeat_interleave(lstm.hidden_size)  # input, forget, ...
-        state["weight_ih_l0"] = torch.cat([state["weight_ih_l0"], gates[:, None]], 1)
+        weight = self.HOLD / self.HELD / self.HOLDING
+        gates = torch.tensor([-weight, weight, 0, 0]).repeat_interleave(lstm.hidden_size)  # input, forget, ...
+        state["weight_ih_l0"] = torch.cat([state["weight_ih_l0"], gates[:, None].expand(-1, self.HOLDING)], 1)
         self.rnn.load_state_dict(state)
 
     def forward(self, x: Tensor, fresh: State | None, call: Call) -> tuple[Tensor, State]:
@@ -101,7 +106,8 @@ class StreamingSegments(nn.Module):
         moved = x.index_select(0, (n + b).clamp(max=frames - 1))
         holds = torch.stack([n >= b, torch.zeros(frames, dtype=torch.bool), n + b >= frames], 1).to(x.dtype)
         seen = torch.cat([x, x, moved], 1)
-        seen = torch.cat([seen, holds.repeat_interleave(rows, 1)[:, :, None]], 2)
+        holding = (self.HELD * holds).repeat_interleave(rows, 1)[:, :, None].expand(-1, -1, self.HOLDING)
+        seen = torch.cat([seen, holding], 2)
         y, (_, c_last) = self.rnn(
             seen, (torch.cat([h.flatten(0, 1), fresh_h])[None], torch.cat([c.flatten(0, 1), fresh_c])[None])
         )
