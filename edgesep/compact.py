@@ -10,29 +10,30 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesep.onnx_edit import drop_unused_initializers, nodes, share_initializers, shorten_names
+from edgesep.onnx_edit import nodes, replace_nodes, share_initializers, shorten_names
 
 LEAST = 256  # elements that are worth an operator, whose entry takes some dozens of bytes
 #: Their scales say what an integer means; and these must be constants before anything is folded.
 EXACT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLSTM", "MatMulIntegerToFloat")
 
 
-def compacted(serialized: bytes, *, halves: bool = False) -> bytes:
+def compacted(serialized: bytes, *, halves: bool = False, in_bodies: bool = True) -> bytes:
     """``compact`` of a file."""
     model = onnx.load_from_string(serialized)
-    compact(model, halves=halves)
+    compact(model, halves=halves, in_bodies=in_bodies)
     return bytes(model.SerializeToString())
 
 
-def compact(model: onnx.ModelProto, *, halves: bool = False) -> None:
+def compact(model: onnx.ModelProto, *, halves: bool = False, in_bodies: bool = True) -> None:
     """Constants and names are shortened.
 
     Args:
         halves: store what is in float as float16.
+        in_bodies: what bodies of loops read, too.
     """
     tabulate_stft(model)
     if halves:
-        halve_constants(model)
+        halve_constants(model, in_bodies)
     share_initializers(model)
     shorten_names(model)
 
@@ -88,13 +89,16 @@ def tabulate_stft(model: onnx.ModelProto) -> None:
             for kind, a, b, out in steps
         ]
         made.append(helper.make_node("Mul", [f"{name}_windowed", f"{name}_factor"], [name], f"{name}/Mul"))
-    _in_front(graph, made)
+    replace_nodes(graph, [*made, *graph.node])
 
 
-def halve_constants(model: onnx.ModelProto) -> None:
+def halve_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
     """Float constants are stored as float16, unless that changes one by more than a part in a thousand."""
     graph = model.graph
     exact = {name for node in nodes(graph) if node.op_type in EXACT for name in node.input}
+    if not in_bodies:
+        bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        exact |= {name for body in bodies for node in nodes(body) for name in node.input}
     made: list[onnx.NodeProto] = []
     for constant in graph.initializer:
         if constant.data_type != TensorProto.FLOAT or constant.name in exact:
@@ -108,11 +112,4 @@ def halve_constants(model: onnx.ModelProto) -> None:
         name = constant.name
         constant.CopyFrom(numpy_helper.from_array(halved, f"{name}_half"))
         made.append(helper.make_node("Cast", [constant.name], [name], f"{name}/Cast", to=TensorProto.FLOAT))
-    _in_front(graph, made)
-
-
-def _in_front(graph: onnx.GraphProto, made: list[onnx.NodeProto]) -> None:
-    rest = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    del graph.node[:]
-    graph.node.extend([*made, *rest])
-    drop_unused_initializers(graph)
+    replace_nodes(graph, [*made, *graph.node])

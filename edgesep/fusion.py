@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from edgesep.onnx_edit import drop_dead, drop_unused_initializers
+from edgesep.onnx_edit import drop_dead, replace_nodes
 from edgesep.units import Graph, Unit, find, flags, lazily_raised
 
 DOMAIN = "edgesep"
@@ -61,10 +61,8 @@ class _Fusing:
             self._emit(node)
         for name in self.graph.outputs:
             self._map(name)
-        del self.written.node[:]
-        self.written.node.extend(self.made)
+        replace_nodes(self.written, self.made)
         drop_dead(self.written)  # what was written for a chain that then became part of an operator
-        drop_unused_initializers(self.written)
 
     def _emit(self, node: NodeProto) -> None:
         out, pairs = node.output[0], self.graph.pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -48,9 +48,7 @@ def fold_quantized_weights(model: onnx.ModelProto) -> None:
         steps = np.rint(value / scale.reshape(along)) + zero_point.reshape(along).astype(np.float32)
         integer = steps.clip(limits.min, limits.max).astype(zero_point.dtype)
         graph.initializer.append(numpy_helper.from_array(integer, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unused_initializers(graph)
+    replace_nodes(graph, kept)
 
 
 def share_initializers(model: onnx.ModelProto) -> None:
@@ -102,16 +100,21 @@ def products_of_gemms(model: onnx.ModelProto) -> None:
         kept.append(helper.make_node("MatMul", [x, weight], [made], node.name))
         if bias:
             kept.append(helper.make_node("Add", [made, *bias], [node.output[0]], f"{node.name}_bias"))
-    kept = [NodeProto.FromString(n.SerializeToString()) for n in kept]
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unused_initializers(graph)
+    replace_nodes(graph, kept)
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node, those in bodies of loops too: a body reads constants of the graph around it."""
     for node in graph.node:
         yield from _with_bodies(node)
+
+
+def replace_nodes(graph: onnx.GraphProto, made: Iterable[onnx.NodeProto]) -> None:
+    """The graph computes with these nodes, some of which may be its own; constants that none of them reads go."""
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in made]  # before the graph lets go of its own
+    del graph.node[:]
+    graph.node.extend(copies)
+    drop_unused_initializers(graph)
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
@@ -141,22 +144,18 @@ def fold_rearranged(model: onnx.ModelProto) -> None:
     used = {name for node in nodes(graph) if node not in folded for name in node.input}
     used |= {o.name for o in graph.output}
     kept = [n for n in graph.node if n not in folded and (n.op_type != "Constant" or n.output[0] in used)]
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unused_initializers(graph)
+    replace_nodes(graph, kept)
 
 
 def drop_dead(graph: onnx.GraphProto) -> None:
-    """Nodes whose results nobody reads."""
+    """Nodes whose results nobody reads, and their constants."""
     used = {o.name for o in graph.output}
     live = []
     for node in reversed(graph.node):
         if used.intersection(node.output):
             used.update(name for inner in _with_bodies(node) for name in inner.input)
             live.append(node)
-    kept = [NodeProto.FromString(n.SerializeToString()) for n in reversed(live)]
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, reversed(live))
 
 
 def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -211,10 +210,7 @@ def split_products(model: onnx.ModelProto) -> None:
             made.append(helper.make_node("MatMul", [product.input[0], name], [out], f"{product.name}_{i}"))
         apart[product.output[0]] = made
     kept = [n for n in graph.node if not (n.op_type == "Split" and n.input[0] in apart)]
-    del graph.node[:]
-    for node in kept:
-        graph.node.extend(apart.get(node.output[0], [node]))
-    drop_unused_initializers(graph)
+    replace_nodes(graph, [made for node in kept for made in apart.get(node.output[0], [node])])
 
 
 def shorten_names(model: onnx.ModelProto) -> None:

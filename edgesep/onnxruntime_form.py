@@ -6,29 +6,40 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgesep.compact import compact
-from edgesep.onnx_edit import drop_dead, drop_unused_initializers
+from edgesep.onnx_edit import drop_dead, replace_nodes
+from edgesep.units import Graph
+
+OWN = "com.microsoft"  # the domain of its operators
 
 
 def for_onnxruntime(serialized: bytes, *, halves: bool = False) -> bytes:
-    """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
-
-    ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same. RMS norms and
-    products in INT8 become the operators that it has for them. And constants and names are shortened, because the file
-    is what lies on the device.
+    """A portable or native file as ONNX Runtime runs it fastest; its constants and names are shortened (``compact``).
 
     Args:
         halves: store what is in float as float16.
     """
     model = onnx.load_from_string(serialized)
+    _row_gathers(model.graph, _ranks(model))  # first: types of ONNX Runtime's own operators cannot be inferred
+    _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})
+    _integer_products(model)
+    compact(model, halves=halves)
+    return bytes(model.SerializeToString())
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    ranks = {
-        v.name: len(v.type.tensor_type.shape.dim)
-        for v in (*inferred.value_info, *inferred.input)
-        if v.type.tensor_type.HasField("shape")
-    }
-    ranks |= {c.name: len(c.dims) for c in inferred.initializer}
+    typed = (v for v in (*inferred.value_info, *inferred.input) if v.type.tensor_type.HasField("shape"))
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in typed}
+    return ranks | {c.name: len(c.dims) for c in inferred.initializer}
+
+
+def _row_gathers(graph: onnx.GraphProto, ranks: dict[str, int]) -> None:
+    """Gather of single values along the last axis becomes Gather of whole rows between two transpositions.
+
+    ONNX Runtime copies each value by itself: ten times slower at 64 channels. The values are the same.
+    """
     made: list[onnx.NodeProto] = []
-    for node in model.graph.node:
+    for node in graph.node:
         rank = ranks.get(node.input[0], 0) if node.input else 0
         axis = [a.i for a in node.attribute if a.name == "axis"]
         if node.op_type != "Gather" or rank < 3 or axis not in ([-1], [rank - 1]) or ranks.get(node.input[1]) != 1:
@@ -42,12 +53,7 @@ def for_onnxruntime(serialized: bytes, *, halves: bool = False) -> bytes:
             helper.make_node("Gather", [rows, node.input[1]], [taken], node.name, axis=1),
             helper.make_node("Transpose", [taken], [node.output[0]], f"{node.name}_back", perm=back),
         ]
-    del model.graph.node[:]
-    model.graph.node.extend(made)
-    _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})  # whose types nothing can infer
-    _integer_products(model)
-    compact(model, halves=halves)
-    return bytes(model.SerializeToString())
+    replace_nodes(graph, made)
 
 
 def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> None:
@@ -88,34 +94,26 @@ def _integer_products(model: onnx.ModelProto) -> None:
     ONNX Runtime would do so itself, but for a bias: it makes a Gemm of product and sum before it looks for INT8, and
     that one computes in float.
     """
-    graph = model.graph
-    constants = {c.name: c for c in graph.initializer}
-    maker = {n.output[0]: n for n in graph.node}
-    readers: dict[str, list[onnx.NodeProto]] = {o.name: [] for o in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for node in graph.node:
-        factors = [maker.get(name) for name in node.input[:2]] if node.op_type == "MatMul" else []
+    graph = Graph(model.graph)
+    for node in graph.nodes:
+        factors = [graph.producer.get(name) for name in node.input[:2]] if node.op_type == "MatMul" else []
         if len(factors) < 2 or any(f is None or f.op_type != "DequantizeLinear" for f in factors):
             continue
         x, weight = (list(f.input) for f in factors if f is not None)
-        following = readers[node.output[0]]
-        if weight[0] not in constants or len(constants[weight[0]].dims) != 2 or len(x) < 3:
+        following = graph.readers[node.output[0]]
+        if weight[0] not in graph.constants or graph.constants[weight[0]].ndim != 2 or len(x) < 3:
             continue
         if [n.op_type for n in following] == ["QuantizeLinear"]:
             continue  # that makes one of INT8 with the product
         given = [x[0], weight[0], x[1], weight[1], x[2], *weight[2:3]]
-        if [n.op_type for n in following] == ["Add"] and node.output[0] not in {o.name for o in graph.output}:
+        if [n.op_type for n in following] == ["Add"] and node.output[0] not in graph.outputs:
             bias = next(name for name in following[0].input if name != node.output[0])
-            if bias in constants and list(constants[bias].dims) == list(constants[weight[0]].dims[1:]):
+            if bias in graph.constants and graph.constants[bias].shape == graph.constants[weight[0]].shape[1:]:
                 given += [*[""] * (6 - len(given)), bias]
                 total = following[0].output[0]
                 node.output[0], following[0].output[0] = total, f"{total}_before"  # which nobody reads
-        node.op_type, node.domain = "MatMulIntegerToFloat", "com.microsoft"
+        node.op_type, node.domain = "MatMulIntegerToFloat", OWN
         node.input[:] = given
-    if any(n.domain == "com.microsoft" for n in graph.node):
-        known = {o.domain for o in model.opset_import}
-        model.opset_import.extend([helper.make_opsetid("com.microsoft", 1)] if "com.microsoft" not in known else [])
-    drop_dead(graph)
-    drop_unused_initializers(graph)
+    if any(n.domain == OWN for n in graph.nodes) and OWN not in {o.domain for o in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(OWN, 1))
+    drop_dead(model.graph)

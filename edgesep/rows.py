@@ -18,6 +18,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from edgesep import units
+from edgesep.onnx_edit import replace_nodes
 
 AROUND = "SelectiveScan"
 TOGETHER = 4  # rows: threads meet at the end of every operator, and a single one is soon done
@@ -34,14 +35,9 @@ def a_few_at_a_time(model: onnx.ModelProto) -> onnx.ModelProto:
     regions = [r for r in graph.regions() if graph.pays(r)]
     scans = {r[-1].output[0]: graph.scan(r, number) for number, r in enumerate(regions)}
     moved = {n.output[0] for r in regions for n in r}
-    written = [NodeProto.FromString(n.SerializeToString()) for n in made.graph.node]
-    del made.graph.node[:]
-    for node in written:
-        if node.output[0] in scans:
-            made.graph.node.extend(scans[node.output[0]])
-        elif node.output[0] not in moved:
-            made.graph.node.append(node)
     if regions:
+        kept = (scans.get(n.output[0], [] if n.output[0] in moved else [n]) for n in made.graph.node)
+        replace_nodes(made.graph, [n for some in kept for n in some])
         sizes = {"zero": [0], "together": [TOGETHER], "apart": [-1, TOGETHER], "joined": [-1]}
         made.graph.initializer.extend(numpy_helper.from_array(np.array(v), f"rows_{k}") for k, v in sizes.items())
     return made
@@ -143,7 +139,7 @@ class _Graph(units.Graph):
         if kind in ("Split", "Concat"):
             return given["axis"] in (1, 2, -1, -2)
         if kind == "Transpose":
-            return bool(given["perm"][0] == 0)
+            return bool(given.get("perm", [-1])[0] == 0)  # without one, the axes are reversed
         if kind == "ReduceMean":
             axes = self.constants.get(others[0], np.array(0)).ravel().tolist()
             return bool(given.get("keepdims", 1)) and set(axes) <= {1, 2, -1, -2}

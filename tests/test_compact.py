@@ -1,6 +1,7 @@
 """Constants in a file: smaller, and the same once loaded."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesep import compact
+from edgesep import compact, runtimes
 from edgesep.separators.spectral import CausalStft, Stft
 from edgesep.verify import output_snr_db
 
@@ -38,7 +39,6 @@ def bytes_of(model: onnx.ModelProto) -> int:
 
 @pytest.mark.parametrize("stft", [Stft(256, 64), CausalStft(128, 16, 128), CausalStft(128, 16, 64)])
 def test_fourier_kernels_are_written_as_a_window_and_a_table_of_one_cosine(stft: Stft | CausalStft) -> None:
-    x = np.random.default_rng(0).standard_normal((1, 1, 1000)).astype(np.float32)
     for kind, kernel in (("Conv", stft.forward_kernel), ("ConvTranspose", stft.inverse_kernel)):
         given = kernel.numpy()
         x = np.random.default_rng(0).standard_normal((1, 1 if kind == "Conv" else len(given), 300), np.float32)
@@ -88,3 +88,24 @@ def test_floats_are_stored_in_half_unless_they_lose_by_it_or_are_scales() -> Non
     assert kinds.count(TensorProto.FLOAT16) == 1
     assert kinds.count(TensorProto.FLOAT) == 3
     assert_allclose(run(model, x), wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_body_finds_the_constants_of_the_graph_around_it(runtime: str, tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 16), np.float32)
+    inner = [helper.make_node("MatMul", ["row", "weight"], ["p"]), helper.make_node("Add", ["sum", "p"], ["total"])]
+    inner.append(helper.make_node("Identity", ["total"], ["out"]))
+    of = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 16]) for n in ("sum", "row", "total", "out")]
+    body = helper.make_graph(inner, "body", of[:2], of[2:])
+    nodes = [
+        helper.make_node("Scan", ["start", "x"], ["last", "sums"], body=body, num_scan_inputs=1),
+        helper.make_node("MatMul", ["sums", "weight"], ["y"]),
+    ]
+    model = model_of(nodes, {"weight": weight, "start": np.zeros((1, 16), np.float32)}, [5, 1, 16])
+    x = np.random.default_rng(1).standard_normal((5, 1, 16), np.float32)
+    wanted = run(model, x)
+    onnx.save(model, tmp_path / "model.onnx")
+    module = runtimes.runtime(runtime)
+    files = module.build(tmp_path / "model.onnx", tmp_path, "int8", {})
+    with module.Runner(tmp_path, files, "int8", 1) as runner:
+        assert output_snr_db(runner.run({"x": x})["y"], wanted) > 60

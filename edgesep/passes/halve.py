@@ -100,9 +100,7 @@ class _Halving:
         for output in self.graph.output:
             if output.name in self.half:
                 self._cast_output(output.name)
-        del self.graph.node[:]
-        self.graph.node.extend(self.made)
-        onnx_edit.drop_unused_initializers(self.graph)
+        onnx_edit.replace_nodes(self.graph, self.made)
 
     def _write(self, node: NodeProto) -> None:
         taken = [name for name in node.input if name in self.float]
