@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from edgesep.separators.base import Separator
 from edgesep.spec import BuildError, Criteria, UnsupportedError
 
 SUBSET = 4  # mixtures on which single layers are tried
-Make = Callable[[Iterable[str]], Path]  # layers to quantize → the Q/DQ file
+Make = Callable[[Iterable[str], bool], Path]  # layers to quantize, weights of the others rounded → the Q/DQ file
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Trials:
     """Runs trials of one graph and remembers them in a file.
 
     Args:
-        make: writes the Q/DQ file in which some layers are quantized.
+        make: writes the Q/DQ file in which some layers are quantized and the weights of the others rounded, or not.
         folder: where the trials' file lies; one that exists is continued.
         fused: judge the form with units on native kernels.
     """
@@ -80,10 +80,11 @@ class Trials:
         front = context.original.front_end
         self.front = front is not None and separator.name == front.name
 
-    def __call__(self, layers: Iterable[str], mixtures: int) -> Trial:
-        name = json.dumps([mixtures, *sorted(layers)])
+    def __call__(self, layers: Iterable[str], mixtures: int, rounded: bool = False) -> Trial:
+        """Some layers in INT8 on the first mixtures, the weights of the others in eight bits, or not."""
+        name = json.dumps([mixtures, rounded, *sorted(layers)])
         if name not in self.known:
-            found = self._run(self.make(layers), min(mixtures, len(self.items)))
+            found = self._run(self.make(layers, rounded), min(mixtures, len(self.items)))
             self.known[name] = [list(found.drops_db), found.noise]
             if self.file.exists():  # a search for another budget may have gone on beside this one
                 self.known = json.loads(self.file.read_text()) | self.known
@@ -134,14 +135,18 @@ class Fitted:
 
     Attributes:
         kept: layers that stay in float.
+        rounded: their weights have eight bits.
         report: sensitivities, trials and whether the budget was met, for the manifest.
     """
 
     kept: tuple[str, ...]
+    rounded: bool
     report: dict[str, Any]
 
 
-def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteria, tick: Tick) -> Fitted:
+def fit(
+    macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteria, tick: Tick, rounded: bool = True
+) -> Fitted:
     """Return the layers with most noise for their size to float until the mean and the worst 5 % are within budget.
 
     The mean with its uncertainty: a few mixtures say little of the next ones.
@@ -150,6 +155,7 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
         macs: layers that may be quantized, with their multiply-accumulates.
         spare: so many multiply-accumulates may go back to float even where the budget holds without: a small layer that
             makes much of the noise is not worth it, and calibration mixtures are few.
+        rounded: give the weights of layers in float eight bits, unless that alone takes half of the budget.
 
     Noise of independent roundings adds up, so what a layer adds alone tells its part of the whole; a drop in dB of one
     layer alone is too small to rank by.
@@ -162,8 +168,10 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
     total = sum(macs.values()) or 1
     ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n))
     everything = len(trials.items)
+    half = replace(criteria, **{k: v and v / 2 for k, v in asdict(criteria).items() if k.endswith("drop_db")})
+    rounded = rounded and trials([], everything, True).fits(half)
     kept: list[str] = []
-    steps = [_step(kept, trials(layers, everything))]
+    steps = [_step(kept, trials(layers, everything, rounded))]
     most = max(t.noise for t in found.values())
     for layer in ranked:
         if macs[layer] <= spare and found[layer].noise > most / 30 and len(kept) + 1 < len(layers):
@@ -171,11 +179,11 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
             kept.append(layer)
     left = [n for n in ranked if n not in kept]
     if kept:
-        steps.append(_step(kept, trials(left, everything)))
+        steps.append(_step(kept, trials(left, everything, rounded)))
 
     def fits(count: int) -> bool:
         """Whether the budget holds with so many more layers in float."""
-        trial = trials(left[count:], everything)
+        trial = trials(left[count:], everything, rounded)
         if count:
             steps.append(_step([*kept, *left[:count]], trial))
         tick(0, 0, f"{len(kept) + count} layers in float: drop {trial.drop_db:.3f} dB, worst {trial.worst5_db:.3f} dB")
@@ -204,7 +212,7 @@ def fit(macs: Mapping[str, int], spare: float, trials: Trials, criteria: Criteri
         ],
         "steps": sorted((s for s in steps if s["float_layers"] <= len(kept)), key=lambda s: s["float_layers"]),
     }
-    return Fitted(tuple(kept), report)
+    return Fitted(tuple(kept), rounded, report)
 
 
 def _step(kept: Sequence[str], trial: Trial) -> dict[str, Any]:

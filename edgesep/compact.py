@@ -12,28 +12,35 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesep.onnx_edit import nodes, replace_nodes, share_initializers, shorten_names
 
-LEAST = 256  # elements that are worth an operator, whose entry takes some dozens of bytes
+LEAST = 128  # elements that are worth an operator, whose entry takes some dozens of bytes
 #: Their scales say what an integer means; and these must be constants before anything is folded.
 EXACT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLSTM", "MatMulIntegerToFloat")
+#: Which inputs are weights, and along which of their axes each channel gets a scale.
+WEIGHTS = {
+    "Conv": ((1,), (0,)),
+    "ConvTranspose": ((1,), (0,)),
+    "MatMul": ((1,), (-1,)),
+    "LSTM": ((1, 2), (0, 1)),
+}
 
 
-def compacted(serialized: bytes, *, halves: bool = False, in_bodies: bool = True) -> bytes:
+def compacted(serialized: bytes, *, narrow: bool = False, in_bodies: bool = True) -> bytes:
     """``compact`` of a file."""
     model = onnx.load_from_string(serialized)
-    compact(model, halves=halves, in_bodies=in_bodies)
+    compact(model, narrow=narrow, in_bodies=in_bodies)
     return bytes(model.SerializeToString())
 
 
-def compact(model: onnx.ModelProto, *, halves: bool = False, in_bodies: bool = True) -> None:
+def compact(model: onnx.ModelProto, *, narrow: bool = False, in_bodies: bool = True) -> None:
     """Constants and names are shortened.
 
     Args:
-        halves: store what is in float as float16.
+        narrow: store what is in float as float16, or in eight bits where it has no more.
         in_bodies: what bodies of loops read, too.
     """
     tabulate_stft(model)
-    if halves:
-        halve_constants(model, in_bodies)
+    if narrow:
+        narrow_constants(model, in_bodies)
     share_initializers(model)
     shorten_names(model)
 
@@ -47,34 +54,12 @@ def tabulate_stft(model: onnx.ModelProto) -> None:
     graph = model.graph
     made: list[onnx.NodeProto] = []
     for constant in list(graph.initializer):
-        if len(constant.dims) != 3 or constant.dims[1] != 1 or constant.data_type != TensorProto.FLOAT:
+        if constant.data_type != TensorProto.FLOAT:
             continue
-        kernel = numpy_helper.to_array(constant)[:, 0]
-        rows, samples = kernel.shape
-        size = rows - 2
-        if rows < 6 or size % 4 or not size // 4 < samples <= size:
-            continue
-        bins = np.arange(rows, dtype=np.int32) % (rows // 2)
-        times = np.arange(size - samples, size, dtype=np.int32)
-        turned = np.where(np.arange(rows) < rows // 2, 0, size // 4).astype(np.int32)  # -sin(a) = cos(a + pi/2)
-        table = np.cos(2 * np.pi / size * np.arange(size)).astype(np.float32)
-        waves = table[(bins[:, None] * times + turned[:, None]) % size]
-        window = kernel[0]
-        power = np.square(waves * window).sum(1)
-        factor = np.divide((kernel * waves * window).sum(1), power, out=np.ones(rows), where=power > 1e-9 * power.max())
-        factor = factor.astype(np.float32)
-        if np.abs(waves * window * factor[:, None] - kernel).max() > 1e-6 * np.abs(kernel).max():
+        parts = _cosines(numpy_helper.to_array(constant))
+        if parts is None:
             continue
         name = constant.name
-        parts = {
-            "bins": bins[:, None, None],
-            "times": times[None, None],
-            "turned": turned[:, None, None],
-            "size": np.int32(size),
-            "table": table,
-            "window": window[None, None],
-            "factor": factor[:, None, None],
-        }
         graph.initializer.remove(constant)
         graph.initializer.extend(numpy_helper.from_array(np.asarray(v), f"{name}_{k}") for k, v in parts.items())
         steps = (
@@ -92,24 +77,104 @@ def tabulate_stft(model: onnx.ModelProto) -> None:
     replace_nodes(graph, [*made, *graph.node])
 
 
-def halve_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
-    """Float constants are stored as float16, unless that changes one by more than a part in a thousand."""
+def _cosines(kernel: np.ndarray) -> dict[str, np.ndarray] | None:
+    """What a kernel ``(2·F, 1, n)`` of ``tabulate_stft`` is made of; None where it is another."""
+    if kernel.ndim != 3 or kernel.shape[1] != 1:
+        return None
+    kernel = kernel[:, 0]
+    rows, samples = kernel.shape
+    size = rows - 2
+    if rows < 6 or size % 4 or not size // 4 < samples <= size:
+        return None
+    bins = np.arange(rows, dtype=np.int32) % (rows // 2)
+    times = np.arange(size - samples, size, dtype=np.int32)
+    turned = np.where(np.arange(rows) < rows // 2, 0, size // 4).astype(np.int32)  # -sin(a) = cos(a + pi/2)
+    table = np.cos(2 * np.pi / size * np.arange(size)).astype(np.float32)
+    waves = table[(bins[:, None] * times + turned[:, None]) % size]
+    window = kernel[0]
+    power = np.square(waves * window).sum(1)
+    factor = np.divide((kernel * waves * window).sum(1), power, out=np.ones(rows), where=power > 1e-9 * power.max())
+    factor = factor.astype(np.float32)
+    if np.abs(waves * window * factor[:, None] - kernel).max() > 1e-6 * np.abs(kernel).max():
+        return None
+    return {
+        "bins": bins[:, None, None],
+        "times": times[None, None],
+        "turned": turned[:, None, None],
+        "size": np.asarray(size, np.int32),
+        "table": table,
+        "window": window[None, None],
+        "factor": factor[:, None, None],
+    }
+
+
+def round_weights(model: onnx.ModelProto) -> None:
+    """Weights of products in float get eight bits and a scale for each channel: ``narrow_constants`` finds them.
+
+    Not the kernels of an STFT, which take less room as they are, nor depthwise kernels, which take little.
+    """
+    constants = {c.name: c for c in model.graph.initializer if c.data_type == TensorProto.FLOAT}
+    for node in nodes(model.graph):
+        places, axes = WEIGHTS.get(node.op_type, ((), ()))
+        for name in (node.input[i] for i in places if node.input[i] in constants):
+            constant = constants.pop(name)
+            value = numpy_helper.to_array(constant)
+            integers, scales = _eight_bits(value, tuple(a % value.ndim for a in axes))
+            if value.ndim > 1 and value.size >= 8 * scales.size and _cosines(value) is None:
+                constant.CopyFrom(numpy_helper.from_array(integers / scales, name))
+
+
+def narrow_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
+    """Float constants are stored as integers times a scale where they are that, else as float16.
+
+    As float16 only what that changes by less than a part in a thousand.
+    """
     graph = model.graph
     exact = {name for node in nodes(graph) if node.op_type in EXACT for name in node.input}
     if not in_bodies:
         bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
         exact |= {name for body in bodies for node in nodes(body) for name in node.input}
     made: list[onnx.NodeProto] = []
-    for constant in graph.initializer:
-        if constant.data_type != TensorProto.FLOAT or constant.name in exact:
+    for constant in list(graph.initializer):
+        name = constant.name
+        if constant.data_type != TensorProto.FLOAT or name in exact:
             continue
         value = numpy_helper.to_array(constant)
         if value.size < LEAST or np.abs(value).max() > np.finfo(np.float16).max:
             continue
+        if (found := _integers_of(value)) is not None:
+            for part, of in zip(("integers", "scales"), found, strict=True):
+                graph.initializer.append(numpy_helper.from_array(of, f"{name}_{part}"))
+            graph.initializer.remove(constant)
+            made.append(
+                helper.make_node("Cast", [f"{name}_integers"], [f"{name}_steps"], f"{name}/Cast", to=TensorProto.FLOAT)
+            )
+            made.append(helper.make_node("Div", [f"{name}_steps", f"{name}_scales"], [name], f"{name}/Div"))
+            continue
         halved = value.astype(np.float16)
         if np.linalg.norm(halved.astype(np.float32) - value) > 1e-3 * np.linalg.norm(value):
             continue
-        name = constant.name
         constant.CopyFrom(numpy_helper.from_array(halved, f"{name}_half"))
         made.append(helper.make_node("Cast", [constant.name], [name], f"{name}/Cast", to=TensorProto.FLOAT))
     replace_nodes(graph, [*made, *graph.node])
+
+
+def _integers_of(value: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """``_eight_bits`` of a value that is no more than that, along any axes, and smaller so than as float16."""
+    for axes in ((0,), (value.ndim - 1,), (0, 1)) if value.ndim > 1 else ():
+        integers, scales = _eight_bits(value, axes)
+        smaller = value.nbytes // 2 - integers.nbytes - scales.nbytes > LEAST
+        if smaller and np.abs(integers / scales - value).max() <= 1e-6 * np.abs(value).max():
+            return integers, scales
+    return None
+
+
+def _eight_bits(value: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and steps to one, an entry along ``axes``, whose quotient is nearest to ``value``.
+
+    A quotient: OpenVINO would not unfold a product when it loads, but in every query.
+    """
+    others = tuple(d for d in range(value.ndim) if d not in axes)
+    largest = np.abs(value).max(others, keepdims=True)
+    steps = np.float32(127) / np.where(largest > 0, largest, 1)
+    return np.rint(value * steps).astype(np.int8), steps

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgesep import graph, kernels, onnx_edit
+from edgesep import compact, graph, kernels, onnx_edit
 from edgesep.graph import layer_of
 from edgesep.ops import onnx_forms
 from edgesep.runtimes.base import Int8Form
@@ -45,8 +45,11 @@ class OnnxRuntimeQuantizer:
         # The quantizer infers shapes but knows no operators of ours: it gets them as functions of the file.
         self.callable = onnx_forms.callable_anywhere(exported)
 
-    def write(self, out: Path, layers: Container[str], form: Int8Form) -> None:
+    def write(self, out: Path, layers: Container[str], form: Int8Form, rounded: bool = False) -> None:
         """The graph with these layers quantized.
+
+        Args:
+            rounded: give the weights of all other products eight bits, too (``compact.round_weights``).
 
         Raises:
             BuildError: an activation was NaN or infinite on a calibration mixture.
@@ -77,6 +80,8 @@ class OnnxRuntimeQuantizer:
                 raise BuildError(f"calibration of {self.separator.name} failed: {str(e).splitlines()[0]}") from e
         quantized = onnx.load(out)
         onnx_forms.original_names(quantized, self.exported)
+        if rounded:
+            compact.round_weights(quantized)
         onnx_edit.clean(quantized)
         graph.describe(quantized, self.separator)
         onnx.save(quantized, out)

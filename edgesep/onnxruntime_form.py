@@ -12,17 +12,17 @@ from edgesep.units import Graph
 OWN = "com.microsoft"  # the domain of its operators
 
 
-def for_onnxruntime(serialized: bytes, *, halves: bool = False) -> bytes:
+def for_onnxruntime(serialized: bytes, *, narrow: bool = False) -> bytes:
     """A portable or native file as ONNX Runtime runs it fastest; its constants and names are shortened (``compact``).
 
     Args:
-        halves: store what is in float as float16.
+        narrow: store what is in float as float16, or in eight bits where it has no more.
     """
     model = onnx.load_from_string(serialized)
     _row_gathers(model.graph, _ranks(model))  # first: types of ONNX Runtime's own operators cannot be inferred
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})
     _integer_products(model)
-    compact(model, halves=halves)
+    compact(model, narrow=narrow)
     return bytes(model.SerializeToString())
 
 

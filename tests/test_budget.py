@@ -82,13 +82,13 @@ def test_nodes_are_named_after_the_layer_they_compute(separator, exported):
     assert all(isinstance(modules[n], nn.Conv2d) for n in names)
 
 
-def noisy_trials(noise: dict[str, float], mixtures: int = 10):
+def noisy_trials(noise: dict[str, float], mixtures: int = 10, rounding: float = 0.0):
     """Trials of made-up layers whose noises add up, one dB of drop for each unit."""
     calls = []
 
-    def run(layers, count):
+    def run(layers, count, rounded=False):
         calls.append(tuple(layers))
-        total = sum(noise[n] for n in layers)
+        total = sum(noise[n] for n in layers) + rounded * rounding
         return budget.Trial((total,) * min(count, mixtures), total)
 
     run.items, run.calls = range(mixtures), calls
@@ -124,6 +124,17 @@ def test_as_few_layers_as_possible_go_back_and_few_are_tried():
     assert fitted.report["steps"][-1]["float_layers"] == 30
 
 
+def test_weights_in_float_are_rounded_where_that_takes_less_than_half_of_the_budget():
+    for rounding, wanted in ((0.04, True), (0.06, False)):
+        trials = noisy_trials({"a": 0.03, "b": 0.2}, rounding=rounding)
+        fitted = budget.fit({"a": 1, "b": 1}, 0, trials, Criteria(max_si_snr_drop_db=0.1), lambda *_: None)
+        assert fitted.rounded == wanted
+        assert fitted.kept == ("b",)
+        assert fitted.report["layers"][1]["drop_db"] == 0.03, "what a layer costs alone is without"
+    trials = noisy_trials({"a": 0.03})
+    assert not budget.fit({"a": 1}, 0, trials, Criteria(0.1), lambda *_: None, rounded=False).rounded
+
+
 def test_a_budget_that_no_layer_meets_is_said():
     fitted = budget.fit({"a": 1, "b": 1}, 0, noisy_trials({"a": 1, "b": 1}), Criteria(0.01), lambda *_: None)
     assert not fitted.report["met"]
@@ -152,7 +163,7 @@ def test_trials_of_a_native_target_judge_what_its_kernels_round(separator, expor
         def fit(macs, _spare, trials, *_, seen=seen):
             layers = [n for n in macs if "spp_dw.0" in n]
             seen["noise"] = trials(layers, 2).noise
-            return budget.Fitted((), {})
+            return budget.Fitted((), False, {})
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(budget, "fit", fit)
@@ -229,7 +240,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_result(fitting_rec
         patch.setattr(budget.Trials, "_run", counting)
         found = Line(read_recipe(fitting_recipe), store).trial()
     layers = fitted[1]["fit"]["layers"]
-    assert len(ran) == len(layers) + len(fitted[1]["fit"]["steps"]) - 12, "what was tried is not tried again"
+    assert len(ran) == len(layers) + len(fitted[1]["fit"]["steps"]) + 1 - 12, "what was tried is not tried again"
     assert {k: found[k] for k in ("drop_db", "worst5_drop_db")} == {
         k: fitted[1]["fit"]["steps"][-1][k] for k in ("drop_db", "worst5_drop_db")
     }

@@ -83,11 +83,46 @@ def test_floats_are_stored_in_half_unless_they_lose_by_it_or_are_scales() -> Non
     model = model_of(nodes, constants | slices, ["rows", 32])
     x = made.standard_normal((5, 32), np.float32)
     wanted = run(model, x)
-    compact.compact(model, halves=True)
+    compact.compact(model, narrow=True)
     kinds = [c.data_type for c in model.graph.initializer]
     assert kinds.count(TensorProto.FLOAT16) == 1
     assert kinds.count(TensorProto.FLOAT) == 3
     assert_allclose(run(model, x), wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_rounded_weights_are_stored_in_eight_bits_and_unfolded_at_load(runtime: str, tmp_path: Path) -> None:
+    made = np.random.default_rng(0)
+    constants = {
+        "conv": made.standard_normal((64, 16, 5), np.float32),
+        "few": made.standard_normal((64, 1, 5), np.float32),  # depthwise: a scale for five values
+        "up": made.standard_normal((64, 1, 40), np.float32),
+        "stft": Stft(256, 64).forward_kernel.numpy(),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["a"]),
+        helper.make_node("Conv", ["a", "few"], ["b"], group=64),
+        helper.make_node("ConvTranspose", ["b", "up"], ["c"], strides=[20]),
+        helper.make_node("Conv", ["c", "stft"], ["y"], strides=[64]),
+    ]
+    model = model_of(nodes, constants, ["b", 16, "t"])
+    x = made.standard_normal((1, 16, 100), np.float32)
+    plain = run(model, x)
+    compact.round_weights(model)
+    changed = {c.name for c in model.graph.initializer if (numpy_helper.to_array(c) != constants[c.name]).any()}
+    assert changed == {"conv", "up"}
+    wanted = run(model, x)
+    assert 30 < output_snr_db(wanted, plain) < 60
+    onnx.save(model, tmp_path / "model.onnx")
+    module = runtimes.runtime(runtime)
+    files = module.build(tmp_path / "model.onnx", tmp_path, "int8", {})
+    stored = [c for c in onnx.load(tmp_path / files[0]).graph.initializer if c.data_type == TensorProto.INT8]
+    sizes = sorted(numpy_helper.to_array(c).size for c in stored)
+    assert sizes[-2:] == [64 * 40, 64 * 16 * 5]
+    with module.Runner(tmp_path, files, "int8", 1) as runner:
+        assert output_snr_db(runner.run({"x": x})["y"], wanted) > 60
+    ran = {e.operator: e.precision for e in module.executed(tmp_path, files, "int8", 1, {"x": x})}
+    assert not {"Cast", "Div", "Divide", "FullyConnectedCompressed"} & set(ran), "the weights were not unfolded at load"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

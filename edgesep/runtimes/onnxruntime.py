@@ -46,7 +46,7 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
     if precision == "fp16" and library is not None:
         raise UnsupportedError('the native kernels compute in float32; leave ops = "portable" for this target')
     name = f"{precision}.onnx"
-    (folder / name).write_bytes(for_onnxruntime(model.read_bytes(), halves=precision == "int8"))
+    (folder / name).write_bytes(for_onnxruntime(model.read_bytes(), narrow=precision == "int8"))
     return [name]
 
 

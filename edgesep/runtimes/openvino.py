@@ -47,7 +47,7 @@ def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Pa
         raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
     name = f"{precision}.onnx"
     # It finds constants of the graph around a body, but nothing that is made there.
-    made = compacted(model.read_bytes(), halves=precision == "int8", in_bodies=False)
+    made = compacted(model.read_bytes(), narrow=precision == "int8", in_bodies=False)
     (folder / name).write_bytes(made)
     try:
         _core(library).read_model(folder / name)
