@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgesep.line import Deployed, Line, claim
+from edgesep.build import claim
+from edgesep.line import Deployed, Line
 from edgesep.passes.base import Tick, silent
 from edgesep.recipe import CriteriaSection, DataSection, Recipe, SeparatorSection, StreamSection, TargetSection
 from edgesep.spec import BuildError, InputError

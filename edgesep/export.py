@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 
 from edgesep import graph, kernels, verify
+from edgesep.build import claim
 from edgesep.golden import ODD_LENGTHS_S
-from edgesep.line import claim
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Tick, silent
 from edgesep.runtimes import runtime

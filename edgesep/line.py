@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
-import platform
 import shutil
-import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -20,27 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from edgesep import bundle, golden, graph, kernels, passes
-from edgesep.artifact import Artifact
+from edgesep.build import OF_THE_RUNTIME, Models, build, claim, made_by, versions
 from edgesep.calibration import MixtureSet
-from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, Tick, silent
-from edgesep.recipe import Recipe, TargetSection, read_recipe
+from edgesep.recipe import Recipe, read_recipe
 from edgesep.report import write_pages
 from edgesep.results import Results
-from edgesep.runtimes import int8_form, runtime
-from edgesep.runtimes.base import Int8Form
+from edgesep.runtimes import runtime
 from edgesep.separators import Separator, load_separator
 from edgesep.separators.base import resize
-from edgesep.spec import InputError, UnsupportedError
+from edgesep.spec import InputError
 from edgesep.store import Store, file_digest, replace_folder
-
-OF_THE_RUNTIME = {"fp32", "bf16"}  # precisions of the runtime, not of the graph
-#: (precision, form) → the ONNX file and the key of the step that made it
-Models = dict[tuple[str, Int8Form | None], tuple[Path, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -166,9 +156,10 @@ class Line:
         golden.write(partial / "golden.npz", self.test, references, self.recipe.data.golden, cases)
         artifacts = []
         for target in self.recipe.targets:
-            artifact = self._build(target, separator, models, partial / "artifacts")
+            artifact = build(target, separator, models, partial / "artifacts", self.store, self.tick)
             if front:
-                built = self._build(target, front, front_models, partial / "artifacts" / "front-end")
+                beside = partial / "artifacts" / "front-end"
+                built = build(target, front, front_models, beside, self.store, self.tick, main=False)
                 artifact = replace(artifact, front_end=built, note=artifact.note or built.note)
             artifacts.append(artifact)
         results = Results(self.original, self.test, references, cases, facts, self.recipe.limits(), self.tick)
@@ -182,7 +173,7 @@ class Line:
             "passes": reports,
             "criteria": asdict(self.recipe.limits()),
             "artifacts": [a.to_json(partial) for a in artifacts],
-            "versions": _versions(),
+            "versions": versions(),
             "results": rows,
         }
         with (partial / "results.jsonl").open("w") as f:
@@ -292,7 +283,7 @@ class Line:
         key = {"of": key, "export": graph.OPSET}
         source = self.store.step("export", key, export) / "model.onnx"
         models: Models = {("fp32", None): (source, key)}
-        wanted = dict.fromkeys(_made_by(t) for t in self.recipe.targets)
+        wanted = dict.fromkeys(made_by(t) for t in self.recipe.targets)
         for p, (precision, form) in itertools.product(self.passes, wanted):
             if p.stage != "onnx" or p.precision != precision:
                 continue
@@ -328,56 +319,6 @@ class Line:
             "front_end": self.original.front_end.describe() if self.original.front_end else None,
         }
 
-    def _build(self, target: TargetSection, separator: Separator, models: Models, out: Path) -> Artifact:
-        module, (model, key) = runtime(target.runtime), models[_made_by(target)]
-        native, has_both = target.ops == "native", onnx_forms.has_native_form(onnx.load(model), module)
-        if native and not has_both and separator.name == self.original.name:
-            raise InputError(
-                f'{separator.name} has no native operators for {target.runtime}; leave ops = "portable" for this target'
-            )
-        native = native and has_both
-        library = None
-        if native:
-            kernels.refuse_without(module)
-            self.tick(0, 0, f"compiling the native kernels for {target.runtime}")
-            library = kernels.library(target.runtime)
-
-        def make(folder: Path) -> None:
-            self.tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
-            form = folder / "model.onnx"
-            onnx_forms.write_form(model, form, module, native=native)
-            files = module.build(form, folder, target.precision, separator.profile(), library)
-            (folder / "files.json").write_text(json.dumps(files))
-
-        built_key = {"of": key, "runtime": target.runtime, "precision": target.precision, "version": module.version()}
-        built_key |= {"ops": target.ops, "library": library and file_digest(library)}
-        built = self.store.step("build", built_key, make)
-        files = json.loads((built / "files.json").read_text())
-        extras = [*(["native"] if library else []), *(["fixed"] if target.fixed_length else [])]
-        folder = out / "-".join([target.runtime, target.precision, *extras])
-        folder.mkdir(parents=True)
-        for name in files:
-            shutil.copyfile(built / name, folder / name)
-        if library:
-            files.append(kernels.file_name(target.runtime))
-            shutil.copyfile(library, folder / files[-1])
-        artifact = Artifact(
-            target.runtime,
-            target.precision,
-            target.threads or None,
-            folder,
-            tuple(files),
-            ops=target.ops if has_both else None,
-            settings=({"fixed_length": True} if target.fixed_length else {})
-            | (getattr(module, "STREAM_SETTINGS", {}) if separator.stream else {}),
-        )
-        try:
-            with artifact.runner():
-                pass
-        except UnsupportedError as e:
-            return replace(artifact, note=str(e))
-        return artifact
-
 
 def _fields(section: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in section.items() if k != "pass"}
@@ -391,50 +332,7 @@ def _settings(p: Any) -> str:
     return ", ".join(f"{k} = {v}" for k, v in asdict(p).items())
 
 
-def _made_by(target: TargetSection) -> tuple[str, Int8Form | None]:
-    """Which graph is behind a target."""
-    if target.precision in OF_THE_RUNTIME:
-        return "fp32", None
-    form = int8_form(target.runtime, target.ops == "native") if target.precision == "int8" else None
-    return target.precision, form
-
-
 def _with_state(separator: Separator, state: dict[str, torch.Tensor]) -> Separator:
     module = copy.deepcopy(separator.module)
     resize(module, state)
     return replace(separator, module=module.eval(), parameters=sum(p.numel() for p in module.parameters()))
-
-
-def claim(out: Path) -> Path:
-    """A fresh folder beside ``out``, after checking that ``out`` may be written and holds nothing foreign."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give a folder for the bundle")
-    if out.is_dir() and any(out.iterdir()) and not (out / bundle.MANIFEST).is_file():
-        raise InputError(f"{out} is not empty and holds no bundle; give another folder")
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as e:
-        raise InputError(f"{out} cannot be written ({e.strerror}); give a folder you may write to") from e
-    return partial
-
-
-def _versions() -> dict[str, str]:
-    wanted: list[str] = [
-        "numpy",
-        "torch",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "tensorrt-rtx",
-        "neural-compressor",
-        "torch-pruning",
-    ]
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in wanted:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
