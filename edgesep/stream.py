@@ -40,16 +40,16 @@ class Hops:
     The arrays of ``feeds`` stay the same ones for ever, so a runtime binds them once.
 
     Args:
-        bind: (feeds) → what runs the graph on them (a runner's ``bound``).
+        bind: (feeds) → what runs the graph on them (a runner's ``bound``, which may hold states in another type).
     """
 
-    def __init__(self, bind: Callable[[Mapping[str, np.ndarray]], Run], spec: StreamSpec):
+    def __init__(self, bind: Callable[[dict[str, np.ndarray]], Run], spec: StreamSpec):
         self.spec = spec
         self.mixture = np.zeros((1, spec.call_samples), np.float32)
-        self.states = {state.name: state.start() for state in spec.states}
-        self.feeds = {"mixture": self.mixture, **self.states}
+        self.feeds = {"mixture": self.mixture, **{state.name: state.start() for state in spec.states}}
         self.frame = 0
         self.run = bind(self.feeds)
+        self.states = {state.name: self.feeds[state.name] for state in spec.states}
 
     @property
     def call_samples(self) -> int:

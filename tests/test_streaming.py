@@ -161,6 +161,28 @@ def test_what_a_bundle_promises_stands_in_its_onnx_file(bundles):
     )
 
 
+def test_a_past_that_int8_products_read_is_held_in_int8(bundles, mixture, offline, tmp_path):
+    bundle = bundles[1]
+    file = bundle.path / "artifacts" / "onnxruntime-int8" / "int8.onnx"
+    facts = json.loads({p.key: p.value for p in onnx.load(file).metadata_props}["edgesep"])
+    narrow = {s["name"] for s in facts["stream"]["states"] if s["dtype"] == "int8"}
+    rings = {s["name"] for s in facts["stream"]["states"] if s["ring_axis"] is not None}
+    assert narrow == rings
+    assert narrow == {i["name"] for i in facts["inputs"] if i["dtype"] == "int8"}
+    assert {f"next_{n}" for n in narrow} == {o["name"] for o in facts["outputs"] if o["dtype"] == "int8"}
+    with Stream(bundle, runtime="onnxruntime", precision="int8") as stream:
+        held = stream._stateful().states
+        assert {name for name, array in held.items() if array.dtype == np.int8} == narrow
+        expected = played(stream, mixture, [100])
+        assert output_snr_db(expected, offline) > 10
+        stream.process(mixture)
+        assert all(np.abs(held[name]).max() > 30 for name in narrow), "eight bits, of which most are used"
+        stream.save_state(tmp_path / "state.npz")
+        after = stream.process(mixture)
+        stream.load_state(tmp_path / "state.npz")
+        assert_array_equal(stream.process(mixture), after)
+
+
 def test_the_bundle_s_page_tells_how_to_feed_a_call(bundles):
     page = (bundles[3].path / "README.md").read_text()
     spec = StreamSpec.from_json(bundles[3].manifest["separator"]["stream"])

@@ -52,11 +52,12 @@ class Runner(Protocol):
         """Run once: float32 arrays by input name → arrays by output name."""
         ...
 
-    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    def bound(self, feeds: dict[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """The same for arrays that stay where they are, of fixed shapes: bound once, nothing allocated in a call.
 
-        The function that comes back reads the arrays given here, whatever they hold then (its argument is theirs, as
-        in ``run``), and returns the same output arrays every time.
+        Where the graph holds a state in another type, an array of that takes its place in ``feeds``. The function that
+        comes back reads the arrays that are there, whatever they hold then (its argument is theirs, as in ``run``), and
+        returns the same output arrays every time.
         """
         ...
 

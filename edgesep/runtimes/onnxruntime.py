@@ -32,6 +32,7 @@ SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,), "patter
 STREAM_SETTINGS = {"pattern": True}  # of one shape for ever, and in a hurry
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
+TYPES = {"tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}  # float32 where not here
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -120,6 +121,9 @@ class Runner:
         except Exception as e:  # the pybind layer has no common base class for its errors
             raise VerificationError(f"ONNX Runtime {version()} does not load {self.model}: {e}") from e
         self._outputs = [o.name for o in self._session.get_outputs()]
+        self._types = {
+            v.name: TYPES.get(v.type, np.float32) for v in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
         return self
 
     def __exit__(
@@ -132,21 +136,24 @@ class Runner:
         return str(self._session.end_profiling())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: np.asarray(value, self._types.get(name)) for name, value in feeds.items()}
         try:
-            values = self._session.run(self._outputs, dict(feeds))
+            values = self._session.run(self._outputs, given)
         except Exception as e:  # the pybind layer has no common base class for its errors
             refuse_shapes(feeds, {i.name: i.shape for i in self._session.get_inputs()})
             raise VerificationError(f"ONNX Runtime failed on {self.model}: {e}") from e
         return dict(zip(self._outputs, values, strict=True))
 
-    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    def bound(self, feeds: dict[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         refuse_shapes(feeds, {i.name: i.shape for i in self._session.get_inputs()})
         session, binding = self._session, self._session.io_binding()
-        made = {o.name: np.empty(o.shape, np.float32) for o in session.get_outputs()}
+        made = {o.name: np.empty(o.shape, self._types[o.name]) for o in session.get_outputs()}
         for name, array in feeds.items():
-            binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            feeds[name] = array.astype(self._types[name], copy=False)
+        for name, array in feeds.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in made.items():
-            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._held = dict(feeds)  # the binding knows addresses alone
 
         def run(_: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
