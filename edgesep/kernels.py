@@ -156,11 +156,12 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
         UnsupportedError: compiler, cmake, ninja or the runtime missing.
         BuildError: it did not compile; the compiler's last lines are in the message.
     """
-    if kind not in ("core", "tests", "cuda-tests", *adapters()):
-        raise InputError(f"there are no kernels for {kind!r}, there are for {', '.join(adapters())}")
+    if kind not in ("tests", "cuda-tests"):
+        _refuse_unknown(kind)
     cxx = compiler(target)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    key = hashlib.sha256("\0".join([version, *options]).encode()).hexdigest()[:12]
+    flags = os.environ.get("CXXFLAGS", "")  # CMake reads them
+    key = hashlib.sha256("\0".join([version, flags, *options]).encode()).hexdigest()[:12]
     # Builds with options are named apart: find() must not hand a sanitized library to an artifact.
     folder = default_root() / f"{'options-' if options else ''}{_prefix(kind, target)}-{key}"
     if folder.is_dir():
@@ -194,6 +195,11 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     return folder
 
 
+def _refuse_unknown(kind: str) -> None:
+    if kind not in ("core", *adapters()):
+        raise InputError(f"there are no kernels for {kind!r}, there are for {', '.join(adapters())}")
+
+
 def refuse_without(module: Any) -> None:
     """Refuse a runtime module that takes no native kernels, before any are compiled for it."""
     if not getattr(module, "TAKES_KERNELS", True):
@@ -202,6 +208,7 @@ def refuse_without(module: Any) -> None:
 
 def library(kind: str, target: str | None = None) -> Path:
     """The library of that kind, built if need be (see ``build``)."""
+    _refuse_unknown(kind)
     return build(kind, target=target) / f"libedgesep_{kind}.so"
 
 

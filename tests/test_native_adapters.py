@@ -213,6 +213,8 @@ def test_without_tensorrt_the_error_names_its_headers(monkeypatch, tmp_path):
 def test_kernels_for_no_known_runtime_or_target_are_refused():
     with pytest.raises(InputError, match="there are for onnxruntime, openvino, tensorrt"):
         kernels.build("tflite")
+    with pytest.raises(InputError, match="no kernels for 'tests'"):
+        kernels.library("tests")  # programs, of which nothing can be put beside a graph
     with pytest.raises(InputError, match="known are x86_64, aarch64"):
         kernels.build("onnxruntime", target="riscv64")
 
