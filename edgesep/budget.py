@@ -169,7 +169,11 @@ def fit(
     ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n))
     everything = len(trials.items)
     half = replace(criteria, **{k: v and v / 2 for k, v in asdict(criteria).items() if k.endswith("drop_db")})
-    rounded = rounded and trials([], everything, True).fits(half)
+    rounding = None
+    if rounded:
+        tick(0, 0, "rounding weights alone")
+        rounding = trials([], everything, True)
+        rounded = rounding.fits(half)
     kept: list[str] = []
     steps = [_step(kept, trials(layers, everything, rounded))]
     most = max(t.noise for t in found.values())
@@ -200,6 +204,7 @@ def fit(
     report = {
         "met": len(kept) < len(layers),
         "mixtures": everything,
+        "rounding_alone": rounding and {k: v for k, v in _step([], rounding).items() if k.endswith("_db")},
         "layers": [
             {
                 "layer": name,

@@ -23,7 +23,7 @@ from edgesep import bench, blocks, stream, verify, video
 from edgesep.artifact import Artifact, Separating
 from edgesep.spec import Criteria, InputError, UnsupportedError, VerificationError
 
-FORMAT = 6
+FORMAT = 7
 MANIFEST = "manifest.json"
 
 

@@ -1,10 +1,13 @@
-"""Constants that take less room in a file and are what they were when a runtime has loaded it: it folds the operators.
+"""Constants that take less room in a file: a runtime folds the operators that make them when it loads it.
 
 Half of a small time-frequency separator is the kernels of its STFT, which a table of one cosine says as well. And in an
-INT8 file, most bytes are what stays in float: weights whose products do, gains, biases.
+INT8 file, most bytes are what stays in float (weights whose products do, gains, biases), where eight bits or float16
+are enough.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -84,10 +87,12 @@ def _cosines(kernel: np.ndarray) -> dict[str, np.ndarray] | None:
     kernel = kernel[:, 0]
     rows, samples = kernel.shape
     size = rows - 2
-    if rows < 6 or size % 4 or not size // 4 < samples <= size:
+    if rows < 6 or rows % 2 or not 2 < samples <= size:
         return None
-    bins = np.arange(rows, dtype=np.int32) % (rows // 2)
     times = np.arange(size - samples, size, dtype=np.int32)
+    bins = np.arange(rows, dtype=np.int32) % (rows // 2)
+    if size % 4:  # a quarter of a turn lies between two entries: a table of twice the size
+        size, bins = 2 * size, 2 * bins
     turned = np.where(np.arange(rows) < rows // 2, 0, size // 4).astype(np.int32)  # -sin(a) = cos(a + pi/2)
     table = np.cos(2 * np.pi / size * np.arange(size)).astype(np.float32)
     waves = table[(bins[:, None] * times + turned[:, None]) % size]
@@ -108,20 +113,26 @@ def _cosines(kernel: np.ndarray) -> dict[str, np.ndarray] | None:
     }
 
 
-def round_weights(model: onnx.ModelProto) -> None:
+def round_weights(model: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool] = lambda _: False) -> None:
     """Weights of products in float get eight bits and a scale for each channel: ``narrow_constants`` finds them.
 
-    Not the kernels of an STFT, which take less room as they are, nor depthwise kernels, which take little.
+    Not the kernels of an STFT, which take less room as they are, nor small ones (depthwise), which gain little.
+
+    Args:
+        exempt: nodes whose weights stay as they are.
     """
     constants = {c.name: c for c in model.graph.initializer if c.data_type == TensorProto.FLOAT}
-    for node in nodes(model.graph):
+    every = list(nodes(model.graph))
+    for name in {name for node in every if exempt(node) for name in node.input}:
+        constants.pop(name, None)
+    for node in every:
         places, axes = WEIGHTS.get(node.op_type, ((), ()))
         for name in (node.input[i] for i in places if node.input[i] in constants):
             constant = constants.pop(name)
             value = numpy_helper.to_array(constant)
-            integers, scales = _eight_bits(value, tuple(a % value.ndim for a in axes))
-            if value.ndim > 1 and value.size >= 8 * scales.size and _cosines(value) is None:
-                constant.CopyFrom(numpy_helper.from_array(integers / scales, name))
+            integers, steps = _eight_bits(value, tuple(a % value.ndim for a in axes))
+            if value.ndim > 1 and value.size >= 8 * steps.size and _cosines(value) is None:
+                constant.CopyFrom(numpy_helper.from_array(integers / steps, name))
 
 
 def narrow_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
@@ -143,16 +154,17 @@ def narrow_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
         if value.size < LEAST or np.abs(value).max() > np.finfo(np.float16).max:
             continue
         if (found := _integers_of(value)) is not None:
-            for part, of in zip(("integers", "scales"), found, strict=True):
+            for part, of in zip(("integers", "steps"), found, strict=True):
                 graph.initializer.append(numpy_helper.from_array(of, f"{name}_{part}"))
             graph.initializer.remove(constant)
             made.append(
-                helper.make_node("Cast", [f"{name}_integers"], [f"{name}_steps"], f"{name}/Cast", to=TensorProto.FLOAT)
+                helper.make_node("Cast", [f"{name}_integers"], [f"{name}_wide"], f"{name}/Cast", to=TensorProto.FLOAT)
             )
-            made.append(helper.make_node("Div", [f"{name}_steps", f"{name}_scales"], [name], f"{name}/Div"))
+            made.append(helper.make_node("Div", [f"{name}_wide", f"{name}_steps"], [name], f"{name}/Div"))
             continue
         halved = value.astype(np.float16)
-        if np.linalg.norm(halved.astype(np.float32) - value) > 1e-3 * np.linalg.norm(value):
+        counts = np.array_equal(value, np.rint(value)) and not np.array_equal(halved, value)  # indices, say
+        if counts or np.linalg.norm(halved.astype(np.float32) - value) > 1e-3 * np.linalg.norm(value):
             continue
         constant.CopyFrom(numpy_helper.from_array(halved, f"{name}_half"))
         made.append(helper.make_node("Cast", [constant.name], [name], f"{name}/Cast", to=TensorProto.FLOAT))
@@ -162,19 +174,19 @@ def narrow_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
 def _integers_of(value: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """``_eight_bits`` of a value that is no more than that, along any axes, and smaller so than as float16."""
     for axes in ((0,), (value.ndim - 1,), (0, 1)) if value.ndim > 1 else ():
-        integers, scales = _eight_bits(value, axes)
-        smaller = value.nbytes // 2 - integers.nbytes - scales.nbytes > LEAST
-        if smaller and np.abs(integers / scales - value).max() <= 1e-6 * np.abs(value).max():
-            return integers, scales
+        integers, steps = _eight_bits(value, axes)
+        smaller = value.nbytes // 2 - integers.nbytes - steps.nbytes > LEAST
+        if smaller and np.all(np.abs(integers - value * steps) <= 2e-4):  # of 127: the last bits of float32
+            return integers, steps
     return None
 
 
 def _eight_bits(value: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Integers and steps to one, an entry along ``axes``, whose quotient is nearest to ``value``.
 
-    A quotient: OpenVINO would not unfold a product when it loads, but in every query.
+    A quotient: of a product with the weight of a MatMul OpenVINO makes one in every query, not when it loads.
     """
     others = tuple(d for d in range(value.ndim) if d not in axes)
     largest = np.abs(value).max(others, keepdims=True)
-    steps = np.float32(127) / np.where(largest > 0, largest, 1)
+    steps = np.float32(127) / np.where(largest > 1e-30, largest, 1)
     return np.rint(value * steps).astype(np.int8), steps

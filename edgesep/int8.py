@@ -6,7 +6,7 @@ A layer is the submodule that a node computes (``graph.name_nodes``), all its it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class OnnxRuntimeQuantizer:
 
     Args:
         folder: where the ranges are kept.
+        exact: modules whose weights are never rounded.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class OnnxRuntimeQuantizer:
         exported: onnx.ModelProto,
         feeds: Callable[[], Iterator[dict[str, np.ndarray]]],
         folder: Path,
+        exact: Sequence[str] = (),
     ):
-        self.separator, self.exported, self.feeds = separator, exported, feeds
+        self.separator, self.exported, self.feeds, self.exact = separator, exported, feeds, exact
         onnx_edit.products_of_gemms(exported)
         self.ranges = folder / "ranges.json"
         # The quantizer infers shapes but knows no operators of ours: it gets them as functions of the file.
@@ -81,7 +83,7 @@ class OnnxRuntimeQuantizer:
         quantized = onnx.load(out)
         onnx_forms.original_names(quantized, self.exported)
         if rounded:
-            compact.round_weights(quantized)
+            compact.round_weights(quantized, lambda node: graph.within(layer_of(node), self.exact))
         onnx_edit.clean(quantized)
         graph.describe(quantized, self.separator)
         onnx.save(quantized, out)

@@ -134,7 +134,9 @@ def _tensorrt_headers() -> Path:
 
 def _prefix(kind: str, target: str | None) -> str:
     """Beginning of the cached folder's name; the compiler makes its end."""
-    return f"kernels-{kind}-{hashlib.sha256((sources_digest() + file_name(kind, target)).encode()).hexdigest()[:12]}"
+    flags = (os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS"))  # CMake reads them
+    made_of = "".join([sources_digest(), file_name(kind, target), *flags])
+    return f"kernels-{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
 
 
 def find(kind: str, target: str | None = None) -> Path | None:
@@ -160,8 +162,7 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
         _refuse_unknown(kind)
     cxx = compiler(target)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    flags = os.environ.get("CXXFLAGS", "")  # CMake reads them
-    key = hashlib.sha256("\0".join([version, flags, *options]).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\0".join([version, *options]).encode()).hexdigest()[:12]
     # Builds with options are named apart: find() must not hand a sanitized library to an artifact.
     folder = default_root() / f"{'options-' if options else ''}{_prefix(kind, target)}-{key}"
     if folder.is_dir():
@@ -208,7 +209,7 @@ def refuse_without(module: Any) -> None:
 
 def library(kind: str, target: str | None = None) -> Path:
     """The library of that kind, built if need be (see ``build``)."""
-    _refuse_unknown(kind)
+    _refuse_unknown(kind)  # programs are no libraries
     return build(kind, target=target) / f"libedgesep_{kind}.so"
 
 

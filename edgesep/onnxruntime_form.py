@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from edgesep.compact import compact
 from edgesep.onnx_edit import drop_dead, replace_nodes
@@ -93,10 +93,10 @@ def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -
 
 
 def _integer_states(model: onnx.ModelProto) -> None:
-    """A state that goes into products of INT8 alone is held in int8: a quarter of the memory, and a call converts its
-    own frames, not all that is remembered.
+    """A state that is only ever rounded to INT8 is held so: a quarter of the memory, and a call rounds its own frames,
+    not all that is remembered.
 
-    Around zero, so that a state of zeros is one still. The file's description says what type it has.
+    Bit for bit the same estimates. The file's description says of what type a state is and what it begins as.
     """
     described = next((p for p in model.metadata_props if p.key == "edgesep"), None)
     facts = json.loads(described.value) if described else {}
@@ -104,38 +104,35 @@ def _integer_states(model: onnx.ModelProto) -> None:
         return
     graph = Graph(model.graph)
     values = {v.name: v for v in (*model.graph.input, *model.graph.output)}
-    inputs = {i["name"]: i for i in (*facts["inputs"], *facts["outputs"])}
-    unread: list[str] = []
+    ends = {e["name"]: e for e in (*facts["inputs"], *facts["outputs"])}
+    rounded: dict[str, str] = {}
     made: list[onnx.NodeProto] = []
     for state in facts["stream"]["states"]:
         name, new = state["name"], f"next_{state['name']}"
         first = graph.readers[name]
         taken = graph.readers[first[0].output[0]] if [n.op_type for n in first] == ["Transpose"] else first
-        rounding = taken[0] if [n.op_type for n in taken] == ["QuantizeLinear"] else None
-        back = graph.readers[rounding.output[0]] if rounding else []
-        if rounding is None or len(back) != 1 or back[0].op_type != "DequantizeLinear" or np.any(state["initial"]):
+        if [n.op_type for n in taken] != ["QuantizeLinear"] or len(taken[0].input) < 3:
             continue
-        scale, zero = (graph.constants.get(i) for i in rounding.input[1:3])
+        before, of_step, of_zero = taken[0].input
+        scale, zero = graph.constants.get(of_step), graph.constants.get(of_zero)
         if scale is None or zero is None or scale.size > 1:
             continue
-        ends = np.iinfo(zero.dtype)
-        largest = max(int(zero) - ends.min, ends.max - int(zero)) * float(scale)
-        of_step, of_zero = f"{name}_scale", f"{name}_zero"
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(largest / 127, np.float32), of_step))
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.int8), of_zero))
-        back[0].input[:] = [rounding.input[0], of_step, of_zero]
-        unread.append(rounding.output[0])
-        # Its new frames leave as they will be held; what reads them in this call reads them as it did.
+        rounded[taken[0].output[0]] = before
+        # Its new frames leave rounded; what reads them in this call reads them as it did.
         maker, here = graph.producer[new], f"{new}_here"
         maker.output[:] = [here if o == new else o for o in maker.output]
         for node in graph.readers[new]:
             node.input[:] = [here if i == new else i for i in node.input]
-        source = graph.pairs[new][0].input[0] if new in graph.pairs else here
-        made.append(helper.make_node("QuantizeLinear", [source, of_step, of_zero], [new], f"{new}/QuantizeLinear"))
+        made.append(helper.make_node("QuantizeLinear", [here, of_step, of_zero], [new], f"{new}/QuantizeLinear"))
         for value in (values[name], values[new]):
-            value.type.tensor_type.elem_type = TensorProto.INT8
-        state["dtype"] = inputs[name]["dtype"] = inputs[new]["dtype"] = "int8"
-    replace_nodes(model.graph, [n for n in (*model.graph.node, *made) if n.output[0] not in unread])
+            value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(zero.dtype)
+        kind = np.iinfo(zero.dtype)
+        begins = np.rint(np.asarray(state["initial"], np.float32) / scale) + zero.astype(np.float32)
+        state["initial"] = begins.clip(kind.min, kind.max).tolist()
+        state["dtype"] = ends[name]["dtype"] = ends[new]["dtype"] = str(zero.dtype)
+    for node in model.graph.node:
+        node.input[:] = [rounded.get(i, i) for i in node.input]
+    replace_nodes(model.graph, [n for n in (*model.graph.node, *made) if n.output[0] not in rounded])
     described.value = json.dumps(facts)
 
 

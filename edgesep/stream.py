@@ -37,7 +37,7 @@ class Calls(Protocol):
 class Hops:
     """Call after call of a streaming graph, with its states.
 
-    The arrays of ``feeds`` stay the same ones for ever, so a runtime binds them once.
+    Once bound, the arrays of ``feeds`` stay the same ones for ever.
 
     Args:
         bind: (feeds) → what runs the graph on them (a runner's ``bound``, which may hold states in another type).
@@ -50,6 +50,7 @@ class Hops:
         self.frame = 0
         self.run = bind(self.feeds)
         self.states = {state.name: self.feeds[state.name] for state in spec.states}
+        self._started = {name: array.copy() for name, array in self.states.items()}
 
     @property
     def call_samples(self) -> int:
@@ -61,8 +62,8 @@ class Hops:
 
     def reset(self) -> None:
         """Back to the start of a stream."""
-        for state in self.spec.states:
-            self.states[state.name][...] = state.start()
+        for name, array in self.states.items():
+            np.copyto(array, self._started[name])
         self.frame = 0
 
     def call(self, samples: np.ndarray) -> np.ndarray:

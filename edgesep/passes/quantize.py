@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -42,8 +42,8 @@ class Quantize:
         fit: return layers to float until the recipe's criteria hold on the calibration mixtures (``budget``).
         least_macs_share: with ``fit``, so much is left in INT8 when small noisy layers go back to float although the
             budget holds; the budget itself may take more.
-        round_weights: with ONNX Runtime's quantizer, weights of layers that stay in float get eight bits, too, which is
-            a tenth to a fifth of the file. With ``fit`` not if that alone takes half of the budget.
+        round_weights: with ONNX Runtime's quantizer, weights of layers that stay in float get eight bits, too, but for
+            those in ``keep_float``: a tenth to a fifth of the file. With ``fit`` not if that takes half of the budget.
         levels_db: calibrate on every mixture at these levels too, in dB relative to its own.
     """
 
@@ -80,11 +80,13 @@ class Quantize:
             BuildError: no layer is left to quantize, or activations are not finite.
         """
         form = form or Int8Form()
-        chosen = Int8Form(
-            form.symmetric if self.symmetric is None else self.symmetric,
-            form.outputs if self.outputs is None else self.outputs,
-            form.recurrent and self.method == "onnxruntime",
-            form.fused,
+        own = self.method == "onnxruntime"
+        chosen = replace(
+            form,
+            symmetric=form.symmetric if self.symmetric is None else self.symmetric,
+            outputs=form.outputs if self.outputs is None else self.outputs,
+            recurrent=form.recurrent and own,
+            narrow=form.narrow and own and self.round_weights,
         )
         exported = onnx.load(model)
         onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
@@ -99,14 +101,16 @@ class Quantize:
         report: dict[str, Any] = {"method": self.method, "form": asdict(chosen)}
         if not open_layers:
             raise BuildError(f"keep_float leaves no layer of {separator.name} to quantize; use fp32 or bf16 instead")
-        engine = OnnxRuntimeQuantizer(separator, exported, lambda: self._feeds(separator, context), context.folder)
-        rounded = self.round_weights and self.method == "onnxruntime"
+        engine = OnnxRuntimeQuantizer(
+            separator, exported, lambda: self._feeds(separator, context), context.folder, self.keep_float
+        )
+        rounded = chosen.narrow
         if self.fit:
 
-            def make(layers: Iterable[str], rounded: bool) -> Path:
+            def make(layers: Iterable[str], narrow: bool) -> Path:
                 trial = context.folder / f"trial-{os.getpid()}" / "model.onnx"
                 trial.parent.mkdir(exist_ok=True)
-                engine.write(trial, set(layers), chosen, rounded)
+                engine.write(trial, set(layers), chosen, narrow)
                 return trial
 
             trials = budget.Trials(separator, context, make, context.folder, chosen.fused)

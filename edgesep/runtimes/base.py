@@ -21,12 +21,14 @@ class Int8Form:
         symmetric: int8 activations around zero (TensorRT, ARM); else uint8 with a zero point (x86).
         outputs: what convolutions make is quantized too, without which some runtimes compute them in float.
         recurrent: LSTMs with INT8 weights, whose activations are quantized as they come; their state stays in float.
+        narrow: its files store weights of eight bits as such also where they multiply in float (``compact``).
         fused: it runs whole units on native kernels, which round less (``fusion``): trials judge that form.
     """
 
     symmetric: bool = False
     outputs: bool = False
     recurrent: bool = False
+    narrow: bool = False
     fused: bool = False
 
 
@@ -49,15 +51,15 @@ class Runner(Protocol):
     """Runs one artifact. Construction is cheap; ``__enter__`` loads, ``__exit__`` frees."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once: float32 arrays by input name → arrays by output name."""
+        """Run once: arrays by input name → arrays by output name, float32 but for states that the file says are not."""
         ...
 
     def bound(self, feeds: dict[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """The same for arrays that stay where they are, of fixed shapes: bound once, nothing allocated in a call.
 
-        Where the graph holds a state in another type, an array of that takes its place in ``feeds``. The function that
-        comes back reads the arrays that are there, whatever they hold then (its argument is theirs, as in ``run``), and
-        returns the same output arrays every time.
+        Where the graph holds a state in another type, its start in that type takes its place in ``feeds``. The function
+        that comes back reads the arrays that are there, whatever they hold then (its argument is theirs, as in
+        ``run``), and returns the same output arrays every time.
         """
         ...
 

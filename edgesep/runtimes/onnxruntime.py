@@ -15,12 +15,12 @@ import onnxruntime
 
 from edgesep import kernels
 from edgesep.runtimes.base import Executed, Int8Form, Shapes
-from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
+from edgesep.spec import StreamSpec, UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
 PRECISIONS = ("fp32", "fp16", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
-INT8 = Int8Form(outputs=True, recurrent=True)
+INT8 = Int8Form(outputs=True, recurrent=True, narrow=True)
 FUSES = True  # its adapter has the kernels of fused units
 ROWS = True  # its Scan copies nothing
 PROFILED = 5  # queries
@@ -32,7 +32,6 @@ SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,), "patter
 STREAM_SETTINGS = {"pattern": True}  # of one shape for ever, and in a hurry
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
-TYPES = {"tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}  # float32 where not here
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -61,7 +60,7 @@ def executed(
         Runner(folder, files, precision, threads, profile=Path(scratch)) as runner,
     ):
         for _ in range(PROFILED):
-            runner.run(feeds)
+            runner.run({**feeds, **runner.started})
         events = json.loads(Path(runner.end_profiling()).read_text())
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -121,9 +120,10 @@ class Runner:
         except Exception as e:  # the pybind layer has no common base class for its errors
             raise VerificationError(f"ONNX Runtime {version()} does not load {self.model}: {e}") from e
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self._types = {
-            v.name: TYPES.get(v.type, np.float32) for v in (*self._session.get_inputs(), *self._session.get_outputs())
-        }
+        described = json.loads(self._session.get_modelmeta().custom_metadata_map.get("edgesep", "{}"))
+        states = StreamSpec.from_json(described["stream"]).states if described.get("stream") else ()
+        #: states of another type than float32, as a stream begins
+        self.started = {state.name: state.start() for state in states if state.dtype != "float32"}
         return self
 
     def __exit__(
@@ -136,9 +136,8 @@ class Runner:
         return str(self._session.end_profiling())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = {name: np.asarray(value, self._types.get(name)) for name, value in feeds.items()}
         try:
-            values = self._session.run(self._outputs, given)
+            values = self._session.run(self._outputs, dict(feeds))
         except Exception as e:  # the pybind layer has no common base class for its errors
             refuse_shapes(feeds, {i.name: i.shape for i in self._session.get_inputs()})
             raise VerificationError(f"ONNX Runtime failed on {self.model}: {e}") from e
@@ -147,9 +146,9 @@ class Runner:
     def bound(self, feeds: dict[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         refuse_shapes(feeds, {i.name: i.shape for i in self._session.get_inputs()})
         session, binding = self._session, self._session.io_binding()
-        made = {o.name: np.empty(o.shape, self._types[o.name]) for o in session.get_outputs()}
-        for name, array in feeds.items():
-            feeds[name] = array.astype(self._types[name], copy=False)
+        feeds.update({name: array.copy() for name, array in self.started.items()})
+        types = {f"next_{name}": array.dtype for name, array in self.started.items()}
+        made = {o.name: np.empty(o.shape, types.get(o.name, np.float32)) for o in session.get_outputs()}
         for name, array in feeds.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in made.items():

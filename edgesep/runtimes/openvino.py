@@ -12,10 +12,11 @@ import numpy as np
 import openvino
 
 from edgesep import kernels
-from edgesep.runtimes.base import Executed, Shapes
+from edgesep.runtimes.base import Executed, Int8Form, Shapes
 from edgesep.spec import BuildError, UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "openvino"
+INT8 = Int8Form(narrow=True)
 #: precision of an artifact → inference precision hint; what is not quantized in an int8 graph stays f32.
 PRECISIONS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 FUSES = True  # its adapter has the kernels of fused units
