@@ -183,8 +183,8 @@ def _interface(facts: Mapping[str, Any]) -> str:
     spec = StreamSpec.from_json(facts["stream"])
     lines = [
         f"A stream: a call takes {spec.hops_per_call} hop(s) of {spec.hop_samples} samples and every state, and returns"
-        " as many samples and the next states. States are float32, but for those that an INT8 file says are int8 (its"
-        " metadata tell).",
+        " as many samples and the next states. States are float32, but for those that the metadata of"
+        " an INT8 file say are uint8.",
         f"Algorithmic latency {spec.algorithmic_latency_samples} samples; outputs lag {spec.delay_samples} samples"
         " behind the inputs of their call.",
         f"Input `{taken['name']}`: float32 {tuple(taken['shape'])}. Output `{given['name']}`: float32"
