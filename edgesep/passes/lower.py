@@ -42,7 +42,7 @@ class Lower:
         del context
         module = sharing_copy(separator.module)
         done: dict[str, int] = {}
-        for rule in (_fold_batch_norms, _merge_products, _turn_transposed, _own_rules):
+        for rule in (_fold_batch_norms, _own_rules, _merge_products, _turn_transposed):
             for _ in rule(module):
                 done[rule.__name__.lstrip("_")] = done.get(rule.__name__.lstrip("_"), 0) + 1
         lowered = replace(separator, module=module.eval())

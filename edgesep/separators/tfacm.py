@@ -205,6 +205,15 @@ class TFACM(nn.Module):
         self.mems = nn.ModuleList([Memory(lstm_hidden_units, 1 if self.released else 2)])
         self.deconv = nn.ConvTranspose2d(emb_dim, 2 * n_srcs, 3, padding=(0, 1))
 
+    def lower(self) -> bool:
+        """Blocks work on rows of channels."""
+        from edgesep.separators.tfacm_rows import WholeBlock  # which is made of this file's modules
+
+        if self.released or not all(isinstance(b, Block) and b.hs == 1 for b in self.blocks):
+            return False
+        self.blocks = nn.ModuleList(WholeBlock(cast(Block, b), self.stft.bins) for b in self.blocks)
+        return True
+
     def forward(self, mixture: Tensor) -> Tensor:
         samples: int = mixture.shape[-1]
         stft = self.stft

@@ -67,7 +67,9 @@ class StreamingTFACM(nn.Module):
         return y[None, :, : frames * stft.hop]
 
 
-class StreamingBlock(nn.Module):
+class RowBlock(nn.Module):
+    """What a block does to each frame alone, and its weights."""
+
     def __init__(self, block: Block, bins: int):
         super().__init__()
         self.bins, self.taps, self.heads = bins, block.ks, block.heads
@@ -77,7 +79,6 @@ class StreamingBlock(nn.Module):
         self.register_buffer("taken", overlapping(bins - block.ks + 1, block.ks))
         self.register_buffer("spread", overlapping(bins, block.ks))  # the windows that reach a bin
         self.intra_linear = gathering(block.intra_linear)
-        self.inter_rnn = StreamingSegments(block.inter_rnn)
         self.inter_linear = gathering(block.inter_linear.conv_transpose)
         paths = [
             [cast(nn.Sequential, block.get_submodule(f"attn_conv_{kind}_{i}")) for i in range(block.heads)]
@@ -104,7 +105,19 @@ class StreamingBlock(nn.Module):
         y = self.intra_norm(x).view(-1, self.bins, self.channels).index_select(1, self.taken)
         y, _ = self.intra_rnn(y.view(y.shape[0], -1, self.taps * self.channels))
         y = F.pad(y, (0, 0, self.taps - 1, self.taps - 1)).index_select(1, self.spread)
-        return self.intra_linear(y.reshape(len(x), -1)) + x
+        return self.intra_linear(y.reshape(-1, self.taps * y.shape[-1])) + x
+
+    def gate(self, x: Tensor) -> Tensor:
+        left, right = self.gate_paths(x).chunk(2, 1)
+        return self.gcfn_final(left * right)
+
+
+class StreamingBlock(RowBlock):
+    """A block for the frames of one call."""
+
+    def __init__(self, block: Block, bins: int):
+        super().__init__(block, bins)
+        self.inter_rnn = StreamingSegments(block.inter_rnn)
 
     def over_frames(self, x: Tensor, state: State | None, call: Call) -> tuple[Tensor, State]:
         rows = self.inter_norm(x).view(-1, self.bins, self.channels)
@@ -135,10 +148,6 @@ class StreamingBlock(nn.Module):
     def by_head(self, x: Tensor, heads: int) -> Tensor:
         """``(N·F, heads·e)`` → ``(1, heads, N, F·e)``."""
         return x.view(-1, self.bins, heads, x.shape[1] // heads).permute(2, 0, 1, 3).flatten(2)[None]
-
-    def gate(self, x: Tensor) -> Tensor:
-        left, right = self.gate_paths(x).chunk(2, 1)
-        return self.gcfn_final(left * right)
 
     def forward(self, x: Tensor, state: State | None, call: Call, context: int) -> tuple[Tensor, State]:
         x, state = self.over_frames(self.over_bins(x), state, call)
