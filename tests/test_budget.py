@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile
 import torch
-from conftest import target, write_recipe, write_set
+from conftest import shallow, target, write_recipe, write_set
 from torch import nn
 
 from edgesep import BuildError, InputError, audit, budget, compress, graph, load_separator, measure, open_bundle, report
@@ -42,6 +43,22 @@ def test_lowering_changes_nothing_but_the_form(golden, name, context):
     with torch.inference_mode():
         before, after = (s.module(*inputs).numpy() for s in (separator, result.separator))
     assert output_snr_db(after, before) >= 100
+
+
+@pytest.mark.parametrize("context_s", [None, 0.05])
+def test_a_causal_tfacm_is_lowered_to_rows_of_any_length(golden, context, tmp_path, context_s):
+    separator = load_separator(shallow(golden("tfacm_released_small"), tmp_path, variant="causal", synthesis=16))
+    if context_s:
+        separator = separator.streaming.bound(separator, context_s)
+    result = Lower()(separator, context)
+    assert result.report["rewritten"] == {"own_rules": 1}
+    graph.export_onnx(result.separator, result.separator.module, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch, samples in ((1, 1), (1, 5003), (2, 777)):
+        x = np.random.default_rng(samples).standard_normal((batch, samples)).astype(np.float32)
+        with torch.inference_mode():
+            wanted = separator.module(torch.from_numpy(x)).numpy()
+        assert output_snr_db(session.run(None, {"mixture": x})[0], wanted) >= 100
 
 
 def test_lowering_leaves_fewer_modules_and_the_original_as_it_was(golden, context):

@@ -13,7 +13,7 @@ the same weights, ``variant="released"`` keeps them for checkpoints trained that
 * the gate reinterprets ``(B, C, L, F)`` as ``(B·F, C, L)`` without moving axes, which mixes the whole utterance: its
   kernels are all of size 1, so on the map itself it is three 1x1 convolutions.
 
-The causal one also streams: ``tfacm_stream``.
+The causal one also streams (``tfacm_stream``), and is lowered to rows of channels (``tfacm_rows``).
 """
 
 from __future__ import annotations
