@@ -3,7 +3,9 @@
 The authors' maps have channels first, as convolutions want them; but most of TFACM is LSTMs, norms over channels and
 products with matrices, which want them last. Blocks become those of the streaming graph, over all frames at once.
 
-Shapes: B batch, L frames, F bins, C channels, H hidden, h heads, e features of a head; maps are ``(B·L·F, C)``.
+Shapes: B batch, L frames, F bins, C channels, H hidden, h heads, e features of a head; maps are ``(B, L, F, C)``, and
+never ``(B·L·F, C)``: OpenVINO takes a norm's gain for a scale of its INT8 pass, which it cannot carry through a reshape
+that makes three axes of one.
 """
 
 from __future__ import annotations
@@ -26,38 +28,46 @@ class WholeBlock(RowBlock):
         self.past = block.context
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        batch, _, frames, _ = x.shape
-        rows = self.over_bins(x.permute(0, 2, 3, 1).flatten(0, 2))
-        rows, state = self.along_frames(rows, state, batch, frames)
-        rows = self.gate(self.look_back(rows, batch, frames))
-        return rows.view(batch, frames, self.bins, self.channels).permute(0, 3, 1, 2), state
+        x = x.permute(0, 2, 3, 1)
+        x = self.along_bins(x)
+        x, state = self.along_frames(x, state)
+        return self.gate(self.look_back(x)).permute(0, 3, 1, 2), state
 
-    def along_frames(self, x: Tensor, state: State | None, batch: int, frames: int) -> tuple[Tensor, State]:
+    def along_bins(self, x: Tensor) -> Tensor:
+        """LSTM from low to high bins, each frame on its own."""
+        y = self.intra_norm(x).flatten(0, 1).index_select(1, self.taken)
+        y, _ = self.intra_rnn(y.unflatten(1, (-1, self.taps)).flatten(2))
+        y = F.pad(y, (0, 0, self.taps - 1, self.taps - 1)).index_select(1, self.spread)
+        y = self.intra_linear(y.unflatten(1, (self.bins, self.taps)).flatten(2))
+        return y.unflatten(0, x.shape[:2]) + x
+
+    def along_frames(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """LSTM within segments of frames, each bin on its own."""
-        y = self.inter_norm(x).view(batch, frames, self.bins, self.channels).transpose(0, 1).flatten(1, 2)
+        batch, frames = x.shape[:2]
+        y = self.inter_norm(x).transpose(0, 1).flatten(1, 2)
         y, state = self.inter_rnn(segments_of(y), state)
         y = F.pad(overlap_add(y, frames), (0, 0, 0, 0, self.taps - 1, 0))
-        y = torch.cat([y[k : k + frames] for k in range(self.taps)], -1)
-        y = self.inter_linear(y).view(frames, batch, self.bins, self.channels).transpose(0, 1)
-        return y.flatten(0, 2) + x, state
+        y = self.inter_linear(torch.cat([y[k : k + frames] for k in range(self.taps)], -1))
+        return y.unflatten(1, (batch, self.bins)).transpose(0, 1) + x, state
 
-    def look_back(self, x: Tensor, batch: int, frames: int) -> Tensor:
+    def look_back(self, x: Tensor) -> Tensor:
         """Attention over the past, of at most ``context`` frames (its own included)."""
-        heads = self.heads
+        heads, frames = self.heads, x.shape[1]
         qkv = self.attn_conv(x)
         features = 2 * heads * self.qk_norm.gamma.shape[-1] // self.bins
-        qk = self.qk_norm(self.of_heads(qkv[:, :features], 2 * heads, batch, frames))
-        v = self.v_norm(self.of_heads(qkv[:, features:], heads, batch, frames))
+        qk = self.qk_norm(of_heads(qkv[..., :features], 2 * heads))
+        v = self.v_norm(of_heads(qkv[..., features:], heads))
         at = torch.arange(frames, device=x.device)
         hidden = at[None, :] > at[:, None]
         if self.past is not None:
             hidden = hidden | (at[None, :] <= at[:, None] - self.past)
         score = (qk[:, :heads] @ qk[:, heads:].transpose(2, 3)).masked_fill(hidden, float("-inf"))
         y = torch.softmax(score, -1) @ v
-        y = y.view(batch, heads, frames, self.bins, -1).permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
-        y = self.attn_concat_proj(y).view(batch, 1, frames, -1)
-        return self.concat_norm(y).view(-1, self.channels) + x
+        y = y.unflatten(3, (self.bins, -1)).permute(0, 2, 3, 1, 4).flatten(3)
+        y = self.attn_concat_proj(y).flatten(2)[:, None]
+        return self.concat_norm(y)[:, 0].unflatten(2, (self.bins, -1)) + x
 
-    def of_heads(self, x: Tensor, heads: int, batch: int, frames: int) -> Tensor:
-        """``(B·L·F, heads·e)`` → ``(B, heads, L, F·e)``."""
-        return x.view(batch, frames, self.bins, heads, -1).permute(0, 3, 1, 2, 4).flatten(3)
+
+def of_heads(x: Tensor, heads: int) -> Tensor:
+    """``(B, L, F, heads·e)`` → ``(B, heads, L, F·e)``."""
+    return x.unflatten(3, (heads, -1)).permute(0, 3, 1, 2, 4).flatten(3)

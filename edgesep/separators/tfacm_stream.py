@@ -108,7 +108,7 @@ class RowBlock(nn.Module):
         return self.intra_linear(y.reshape(-1, self.taps * y.shape[-1])) + x
 
     def gate(self, x: Tensor) -> Tensor:
-        left, right = self.gate_paths(x).chunk(2, 1)
+        left, right = self.gate_paths(x).chunk(2, -1)
         return self.gcfn_final(left * right)
 
 
