@@ -20,6 +20,7 @@ from edgesep.audit import executed
 from edgesep.line import Line, deploy
 from edgesep.paced import longest_run, paced
 from edgesep.recipe import read_recipe
+from edgesep.runtimes import int8_form, runtime
 from edgesep.separators.segments import StreamingSegments
 from edgesep.spec import StateSpec, StreamSpec
 from edgesep.store import Store
@@ -187,7 +188,9 @@ def test_a_past_that_int8_products_read_is_held_in_int8(bundles, mixture, tmp_pa
     assert "MatMulIntegerToFloat" in audited
 
 
-def test_held_in_int8_or_in_float_the_estimates_are_the_same(checkpoint, mixtures, mixture, tmp_path, monkeypatch):
+def test_held_in_int8_or_in_float_the_estimates_are_the_same(
+    checkpoint, mixtures, mixture, cache, tmp_path, monkeypatch
+):
     session = onnxruntime.InferenceSession
 
     def as_written(model, options, **given):
@@ -196,16 +199,21 @@ def test_held_in_int8_or_in_float_the_estimates_are_the_same(checkpoint, mixture
         return session(model, options, **given)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", as_written)
+    line = Line(
+        read_recipe(write_recipe(tmp_path, checkpoint, mixtures, TARGETS + STREAM.format(hops=1))), Store(cache)
+    )
+    separator, _, models, _, _ = line.compressed()
+    source, _ = models["int8", int8_form("onnxruntime")]
     made = []
     for how in ("int8", "float"):
         if how == "float":
             monkeypatch.setattr(onnxruntime_form, "_integer_states", lambda _: None)
-        text = target("onnxruntime", "int8") + STREAM.format(hops=1)
-        done = deploy(
-            write_recipe(tmp_path, checkpoint, mixtures, text), tmp_path / how, store=Store(tmp_path / f"s{how}")
-        )
-        with Stream(open_bundle(done.path)) as stream:
-            made.append(stream.separate(mixture))
+        (tmp_path / how).mkdir()
+        files = runtime("onnxruntime").build(source, tmp_path / how, "int8", {})
+        with runtime("onnxruntime").Runner(tmp_path / how, files, "int8", 1) as runner:
+            hops = Hops(runner.bound, separator.stream)
+            made.append(whole(hops, mixture))
+        assert any(array.dtype == np.uint8 for array in hops.states.values()) == (how == "int8")
     assert_array_equal(*made)
 
 
