@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,11 @@ def fit(
     total = sum(macs.values()) or 1
     ranked = sorted(layers, key=lambda n: (-found[n].noise / max(macs[n], 1), n))
     everything = len(trials.items)
-    half = replace(criteria, **{k: v and v / 2 for k, v in asdict(criteria).items() if k.endswith("drop_db")})
     rounding = None
     if rounded:
         tick(0, 0, "rounding weights alone")
         rounding = trials([], everything, True)
-        rounded = rounding.fits(half)
+        rounded = rounding.fits(criteria.half())
     kept: list[str] = []
     steps = [_step(kept, trials(layers, everything, rounded))]
     most = max(t.noise for t in found.values())

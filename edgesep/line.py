@@ -305,9 +305,7 @@ class Line:
     def _context(self, folder: Path) -> Context:
         limits = self.recipe.limits()
         if self.original.front_end:  # two graphs share the budget
-            limits = replace(
-                limits, **{k: v / 2 for k in ("max_si_snr_drop_db", "worst5_drop_db") if (v := getattr(limits, k))}
-            )
+            limits = limits.half()
         return Context(self.original, self.calibration, self.train, folder, self.tick, limits)
 
     def _facts(self, separator: Separator) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Costs numpy only, so that a device can import it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,11 @@ class Criteria:
     worst5_drop_db: float | None = None
     min_output_snr_db: float | None = 80.0
     max_rtf: float | None = None
+
+    def half(self) -> Criteria:
+        """The same with half of what may be lost."""
+        mean_db, worst_db = (v and v / 2 for v in (self.max_si_snr_drop_db, self.worst5_drop_db))
+        return replace(self, max_si_snr_drop_db=mean_db, worst5_drop_db=worst_db)
 
 
 def refuse_shapes(feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[Any]]) -> None:

@@ -50,7 +50,8 @@ class Hops:
         self.frame = 0
         self.run = bind(self.feeds)
         self.states = {state.name: self.feeds[state.name] for state in spec.states}
-        self._started = {name: array.copy() for name, array in self.states.items()}
+        # A state begins as rows of one kind: the first stands for all.
+        self._rows = {name: array[(0,) * (array.ndim - 1)].copy() for name, array in self.states.items()}
 
     @property
     def call_samples(self) -> int:
@@ -63,7 +64,7 @@ class Hops:
     def reset(self) -> None:
         """Back to the start of a stream."""
         for name, array in self.states.items():
-            np.copyto(array, self._started[name])
+            array[...] = self._rows[name]
         self.frame = 0
 
     def call(self, samples: np.ndarray) -> np.ndarray:

@@ -81,6 +81,15 @@ class Transposed(nn.Module):
         return self.conv_transpose(x)[..., : x.shape[-1]]
 
 
+def attended(q: Tensor, k: Tensor, v: Tensor, context: int | None) -> Tensor:
+    """``(B, heads, L, ·)``: each frame attends to itself and the past, ``context`` frames in all at most."""
+    at = torch.arange(q.shape[2], device=q.device)
+    hidden = at[None, :] > at[:, None]
+    if context is not None:
+        hidden = hidden | (at[None, :] <= at[:, None] - context)
+    return torch.softmax((q @ k.transpose(2, 3)).masked_fill(hidden, float("-inf")), -1) @ v
+
+
 class Block(nn.Module):
     def __init__(
         self,
@@ -138,11 +147,7 @@ class Block(nn.Module):
         """Attention over the past, of at most ``context`` frames (its own included)."""
         q, k, v = (self.head(kind, x) for kind in "QKV")
         q = q * q.shape[-1] ** -0.5
-        at = torch.arange(x.shape[2], device=x.device)
-        hidden = at[None, :] > at[:, None]
-        if self.context is not None:
-            hidden = hidden | (at[None, :] <= at[:, None] - self.context)
-        y = torch.softmax((q @ k.transpose(2, 3)).masked_fill(hidden, float("-inf")), -1) @ v
+        y = attended(q, k, v, self.context)
         y = y.unflatten(3, (-1, x.shape[3])).transpose(2, 3).flatten(1, 2)
         return self.attn_concat_proj(y) + x
 

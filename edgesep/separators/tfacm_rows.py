@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgesep.separators.segments import State, overlap_add, segments_of
-from edgesep.separators.tfacm import Block
+from edgesep.separators.tfacm import Block, attended
 from edgesep.separators.tfacm_stream import RowBlock
 
 
@@ -52,17 +52,12 @@ class WholeBlock(RowBlock):
 
     def look_back(self, x: Tensor) -> Tensor:
         """Attention over the past, of at most ``context`` frames (its own included)."""
-        heads, frames = self.heads, x.shape[1]
+        heads = self.heads
         qkv = self.attn_conv(x)
         features = 2 * heads * self.qk_norm.gamma.shape[-1] // self.bins
         qk = self.qk_norm(of_heads(qkv[..., :features], 2 * heads))
         v = self.v_norm(of_heads(qkv[..., features:], heads))
-        at = torch.arange(frames, device=x.device)
-        hidden = at[None, :] > at[:, None]
-        if self.past is not None:
-            hidden = hidden | (at[None, :] <= at[:, None] - self.past)
-        score = (qk[:, :heads] @ qk[:, heads:].transpose(2, 3)).masked_fill(hidden, float("-inf"))
-        y = torch.softmax(score, -1) @ v
+        y = attended(qk[:, :heads], qk[:, heads:], v, self.past)
         y = y.unflatten(3, (self.bins, -1)).permute(0, 2, 3, 1, 4).flatten(3)
         y = self.attn_concat_proj(y).flatten(2)[:, None]
         return self.concat_norm(y)[:, 0].unflatten(2, (self.bins, -1)) + x
