@@ -24,6 +24,7 @@ WEIGHTS = {
     "ConvTranspose": ((1,), (0,)),
     "MatMul": ((1,), (-1,)),
     "LSTM": ((1, 2), (0, 1)),
+    "LstmSteps": ((1,), (0, 2, 3)),
 }
 
 

@@ -6,6 +6,7 @@ A layer is the submodule that a node computes (``graph.name_nodes``), all its it
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from edgesep.spec import BuildError, UnsupportedError
 
 QUANTIZED = ("Conv", "MatMul", "Gemm")
 LSTMS = ("LSTM", "DynamicQuantizeLSTM")
-MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", *LSTMS, "SelectiveScan", "CausalConv1dSilu"}
+MULTIPLIERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", *LSTMS, "LstmSteps", "SelectiveScan", "CausalConv1dSilu"}
 
 
 class OnnxRuntimeQuantizer:
@@ -43,7 +44,7 @@ class OnnxRuntimeQuantizer:
     ):
         self.separator, self.exported, self.feeds, self.exact = separator, exported, feeds, exact
         onnx_edit.products_of_gemms(exported)
-        self.ranges = folder / "ranges.json"
+        self.ranges = folder / f"ranges-{zlib.crc32(exported.SerializeToString()):08x}.json"  # forms have tensors apart
         # The quantizer infers shapes but knows no operators of ours: it gets them as functions of the file.
         self.callable = onnx_forms.callable_anywhere(exported)
 
@@ -229,6 +230,8 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
     first, second = (shapes[name] for name in node.input[:2])
     if node.op_type in LSTMS:  # every row of every step: both weight matrices
         return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
+    if node.op_type == "LstmSteps":  # every row of every step, held ones too
+        return int(np.prod(shapes[node.output[0]]) * 4 * second[1])
     if node.op_type == "SelectiveScan":  # two for each element of the state and step
         return int(2 * np.prod(first) * shapes[node.input[2]][1])
     if node.op_type == "CausalConv1dSilu":

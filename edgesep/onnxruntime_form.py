@@ -25,6 +25,7 @@ def for_onnxruntime(serialized: bytes, *, narrow: bool = False) -> bytes:
     _row_gathers(model.graph, _ranks(model))  # first: types of ONNX Runtime's own operators cannot be inferred
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})
     _integer_states(model)
+    _round_first(model.graph)
     _integer_products(model)
     compact(model, narrow=narrow)
     return bytes(model.SerializeToString())
@@ -134,6 +135,30 @@ def _integer_states(model: onnx.ModelProto) -> None:
         node.input[:] = [rounded.get(i, i) for i in node.input]
     replace_nodes(model.graph, [n for n in (*model.graph.node, *made) if n.output[0] not in rounded])
     described.value = json.dumps(facts)
+
+
+def _round_first(written: onnx.GraphProto) -> None:
+    """Values are rounded before they are gathered into windows, not as often as they are read; bit for bit the same."""
+    graph = Graph(written)
+    early: dict[int, onnx.NodeProto] = {}  # what stands in front of a node
+    late: set[int] = set()
+    for node in graph.nodes:
+        if node.op_type != "QuantizeLinear" or graph.constants.get(node.input[1], np.zeros(2)).size > 1:
+            continue
+        moves: list[onnx.NodeProto] = []
+        name, *step = node.input
+        while len(graph.readers[name]) == 1 and name not in graph.outputs and name in graph.producer:
+            if graph.producer[name].op_type not in ("Gather", "Reshape"):
+                break
+            moves.insert(0, graph.producer[name])
+            name = moves[0].input[0]
+        if any(n.op_type == "Gather" for n in moves):
+            late.add(id(node))
+            rounded = f"{node.output[0]}_early"
+            early[id(moves[0])] = helper.make_node("QuantizeLinear", [name, *step], [rounded], rounded)
+            moves[0].input[0], moves[-1].output[0] = rounded, node.output[0]
+    made = [n for node in graph.nodes for n in (early.get(id(node)), node) if n is not None and id(n) not in late]
+    replace_nodes(written, made)
 
 
 def _integer_products(model: onnx.ModelProto) -> None:

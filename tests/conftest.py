@@ -68,16 +68,16 @@ def golden(tmp_path_factory):
     return get
 
 
-def shallow(golden: SimpleNamespace, folder: Path, **config) -> Path:
-    """The checkpoint with its first block alone, which exports in half the time; ``config`` goes into conf.yml."""
+def shallow(golden: SimpleNamespace, folder: Path, layers: int = 1, **config) -> Path:
+    """The checkpoint with its first blocks alone, one exports in half the time; ``config`` goes into conf.yml."""
     import torch
     import yaml
 
     content = torch.load(golden.checkpoint, weights_only=True)
-    content["state_dict"] = {k: v for k, v in golden.state.items() if not k.startswith("blocks.1.")}
+    content["state_dict"] = {k: v for k, v in golden.state.items() if layers > 1 or not k.startswith("blocks.1.")}
     torch.save(content, folder / "best_model.pth")
     conf = json.loads(json.dumps(golden.conf))
-    conf["audionet"]["audionet_config"] |= {"n_layers": 1, **config}
+    conf["audionet"]["audionet_config"] |= {"n_layers": layers, **config}
     (folder / "conf.yml").write_text(yaml.safe_dump(conf))
     return folder / "best_model.pth"
 

@@ -478,5 +478,5 @@ def test_calibration_at_other_levels_widens_the_ranges(separator, exported, cont
         Quantize(method="onnxruntime", mixtures=1, levels_db=levels)(
             separator, exported, folder / "int8.onnx", replace(context, folder=folder)
         )
-        scales[levels] = json.loads((folder / "ranges.json").read_text())
+        scales[levels] = json.loads(next(folder.glob("ranges-*.json")).read_text())
     assert scales[()] != scales[20.0,]

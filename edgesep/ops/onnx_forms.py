@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import fusion, ops, rows
+from edgesep import fusion, ops, rows, stream_fusion
 from edgesep.onnx_edit import fold_rearranged
 
 DOMAIN = "edgesep"
@@ -92,13 +92,22 @@ def portable(model: onnx.ModelProto, chunked: bool = False) -> onnx.ModelProto:
 
 def has_native_form(model: onnx.ModelProto, runtime: Any) -> bool:
     """Whether native kernels change anything: custom nodes in the graph, or units that the runtime can have fused."""
-    return is_native(model) or (getattr(runtime, "FUSES", False) and has_flat_maps(model))
+    return is_native(model) or (getattr(runtime, "FUSES", False) and (has_flat_maps(model) or streams(model)))
 
 
 def has_flat_maps(model: onnx.ModelProto) -> bool:
     """Whether every map of the graph is ``(B, C, 1, L)``, as the export says."""
-    facts = next((p.value for p in model.metadata_props if p.key == DOMAIN), "{}")
-    return bool(json.loads(facts).get("flat_maps"))
+    return bool(_facts(model).get("flat_maps"))
+
+
+def streams(model: onnx.ModelProto) -> bool:
+    """Whether the graph streams, and holds what native kernels do for that."""
+    return bool(_facts(model).get("stream")) and stream_fusion.applies(model)
+
+
+def _facts(model: onnx.ModelProto) -> dict[str, Any]:
+    """What the export says of the graph."""
+    return dict(json.loads(next((p.value for p in model.metadata_props if p.key == DOMAIN), "{}")))
 
 
 def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = False) -> None:
@@ -113,6 +122,8 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         made = portable(made, getattr(runtime, "CHUNKED_SCAN", False))
     elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
         made = fusion.fuse(made)
+    elif getattr(runtime, "FUSES", False) and streams(made):
+        made = stream_fusion.fuse(made, getattr(runtime, "INTEGER_STATES", False))
     if native and getattr(runtime, "ROWS", False):
         made = rows.a_few_at_a_time(made)
     onnx.save(made, out)

@@ -22,7 +22,8 @@ class Int8Form:
         outputs: what convolutions make is quantized too, without which some runtimes compute them in float.
         recurrent: LSTMs with INT8 weights, whose activations are quantized as they come; their state stays in float.
         narrow: its files store weights of eight bits as such also where they multiply in float (``compact``).
-        fused: it runs whole units on native kernels, which round less (``fusion``): trials judge that form.
+        fused: it runs whole units on native kernels, which round less (``fusion``, ``stream_fusion``): trials judge
+            that form.
     """
 
     symmetric: bool = False

@@ -22,6 +22,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
 INT8 = Int8Form(outputs=True, recurrent=True, narrow=True)
 FUSES = True  # its adapter has the kernels of fused units
+INTEGER_STATES = True  # its form holds a state in eight bits if nobody reads more
 ROWS = True  # its Scan copies nothing
 PROFILED = 5  # queries
 #: setting → what may be tried instead of the default. Idle threads that do not spin leave the core to others between

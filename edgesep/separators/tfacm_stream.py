@@ -33,7 +33,8 @@ class StreamingTFACM(nn.Module):
         self.stft = cast(CausalStft, net.stft)
         first, norm = net.conv
         self.conv, self.norm = cast(PastConv, first).conv, RowNorm(cast(ChannelNorm, norm))
-        self.blocks = nn.ModuleList(StreamingBlock(b, self.stft.bins) for b in cast(Iterable[Block], net.blocks))
+        blocks = cast(Iterable[Block], net.blocks)
+        self.blocks = nn.ModuleList(StreamingBlock(b, self.stft.bins, hops) for b in blocks)
         self.memory = cast(Memory, net.mems[0])
         self.deconv = backwards(net.deconv)
         carried = Carried()
@@ -101,37 +102,40 @@ class RowBlock(nn.Module):
     taken: Tensor
     spread: Tensor
 
-    def over_bins(self, x: Tensor) -> Tensor:
-        y = self.intra_norm(x).view(-1, self.bins, self.channels).index_select(1, self.taken)
-        y, _ = self.intra_rnn(y.view(y.shape[0], -1, self.taps * self.channels))
-        y = F.pad(y, (0, 0, self.taps - 1, self.taps - 1)).index_select(1, self.spread)
-        return self.intra_linear(y.reshape(-1, self.taps * y.shape[-1])) + x
-
     def gate(self, x: Tensor) -> Tensor:
         left, right = self.gate_paths(x).chunk(2, -1)
         return self.gcfn_final(left * right)
 
 
 class StreamingBlock(RowBlock):
-    """A block for the frames of one call."""
+    """A block for the frames of one call. Windows are gathered as whole rows, in the order in which they are read."""
 
-    def __init__(self, block: Block, bins: int):
+    def __init__(self, block: Block, bins: int, frames: int):
         super().__init__(block, bins)
-        self.inter_rnn = StreamingSegments(block.inter_rnn)
+        self.inter_rnn, self.frames = StreamingSegments(block.inter_rnn), frames
+        self.intra_rnn.batch_first = False
+        n, taps = torch.arange(frames), torch.arange(self.taps)
+        bin_, window = torch.arange(bins)[:, None], torch.arange(bins - self.taps + 1)[:, None, None]
+        self.taken = (n[:, None] * bins + window + taps).flatten()  # window, frame, tap
+        self.spread = ((bin_ + taps) * frames + n[:, None, None]).flatten()  # frame, bin, tap
+        self.register_buffer("recent", ((n[:, None, None] + taps) * bins + bin_).flatten())
+
+    recent: Tensor
+
+    def over_bins(self, x: Tensor) -> Tensor:
+        y = self.intra_norm(x).index_select(0, self.taken)
+        y, _ = self.intra_rnn(y.view(-1, self.frames, self.taps * self.channels))
+        y = F.pad(y, (0, 0, 0, 0, self.taps - 1, self.taps - 1)).flatten(0, 1)
+        return self.intra_linear(windows_of(y, self.spread, self.taps)) + x
 
     def over_frames(self, x: Tensor, state: State | None, call: Call) -> tuple[Tensor, State]:
         rows = self.inter_norm(x).view(-1, self.bins, self.channels)
         y, state = self.inter_rnn(rows, state, call)
-        frames = y.shape[0]
-        whole = call.carried.extend("inter_linear", y, self.taps - 1, 0)
-        if frames == 1:
-            past = whole.transpose(0, 1).flatten(1)
-        else:
-            past = torch.cat([whole[k : k + frames] for k in range(self.taps)], -1).flatten(0, 1)
-        return self.inter_linear(past) + x, state
+        y = call.carried.extend("inter_linear", y, self.taps - 1, 0).flatten(0, 1)
+        return self.inter_linear(windows_of(y, self.recent, self.taps)) + x, state
 
     def attend(self, x: Tensor, call: Call, context: int) -> Tensor:
-        heads, frames = self.heads, x.shape[0] // self.bins
+        heads, frames = self.heads, self.frames
         qkv = self.attn_conv(x)
         features = 2 * heads * self.qk_norm.gamma.shape[-1] // self.bins
         qk = self.qk_norm(self.by_head(qkv[:, :features], 2 * heads))
@@ -233,6 +237,11 @@ def gathering(conv: nn.ConvTranspose1d) -> nn.Linear:
     The oldest one meets the last tap.
     """
     return linear(conv.weight.flip(2).permute(1, 2, 0).flatten(1), conv.bias)
+
+
+def windows_of(x: Tensor, index: Tensor, size: int) -> Tensor:
+    """``(rows, C)`` → ``(windows, size·C)``: the rows of every window, as ``index`` tells them, side by side."""
+    return x.index_select(0, index).view(-1, size * x.shape[1])
 
 
 def overlapping(count: int, size: int) -> Tensor:

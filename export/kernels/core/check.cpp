@@ -8,6 +8,8 @@ const char* const kNormNames[kNormInputs] = {"x",    "weight", "bias",    "gamma
                                              "index", "x_stats", "x_bias", "x_gamma", "x_beta", "x_shift", "x_index"};
 const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",   "weight",
                                                  "x_stats", "x_bias", "x_gamma", "x_beta"};
+const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
+const char* const kLstmNames[kLstmInputs] = {"gates", "recurrent", "initial_h", "initial_c", "order"};
 
 namespace {
 
@@ -175,10 +177,68 @@ std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
                        vector});
 }
 
-std::string check_index(const int64_t* index, int64_t count, int64_t size) {
+std::string check_attention(const std::vector<Input>& in, EdgesepAttention* sizes) {
+  if (in.size() != kAttentionInputs) return "PastAttention takes 6 inputs, got " + std::to_string(in.size());
+  for (int i : {0, 2, 3}) {
+    if (!in[i].given) return std::string(kAttentionNames[i]) + " is missing";
+    for (int64_t n : in[i].dims)
+      if (n < 1)
+        return std::string(kAttentionNames[i]) + " has shape " + text(in[i].dims) + ": no dimension may be 0";
+    if (in[i].dims.size() != 4)
+      return std::string(kAttentionNames[i]) + " has shape " + text(in[i].dims) +
+             ", expected (batch, heads, frames, features)";
+  }
+  const std::vector<int64_t>& q = in[0].dims;
+  sizes->items = q[0] * q[1];
+  sizes->frames = q[2];
+  sizes->keys = q[3];
+  sizes->features = in[2].dims[3];
+  sizes->past = in[3].dims[2];
+  return first_misfit(in, kAttentionNames, kAttentionInputs,
+                      {q,
+                       q,
+                       {q[0], q[1], q[2], sizes->features},
+                       {q[0], q[1], sizes->past, sizes->keys},
+                       {q[0], q[1], sizes->past, sizes->features},
+                       {sizes->frames, sizes->past + sizes->frames}});
+}
+
+std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
+  if (in.size() != kLstmInputs) return "LstmSteps takes 4 or 5 inputs, got " + std::to_string(in.size());
+  const std::vector<int64_t>&gates = in[0].dims, &recurrent = in[1].dims, &state = in[2].dims, &order = in[4].dims;
+  if (!in[0].given) return "gates is missing";
+  const int64_t group = EDGESEP_LSTM_GROUP;
+  if (!in[1].given || recurrent.size() != 4 || recurrent[1] < 1 || recurrent[0] != (recurrent[1] + group - 1) / group ||
+      recurrent[2] != 4 || recurrent[3] != group)
+    return "recurrent has shape " + text(recurrent) + ", expected (groups, hidden, 4, 16)";
+  sizes->hidden = recurrent[1];
+  sizes->sets = 1;
+  if (in[4].given) {
+    if (order.size() != 2 || order[0] < 1 || order[1] < 1)
+      return "order has shape " + text(order) + ", expected (steps, sets)";
+    sizes->sets = order[1];
+  }
+  if (!in[2].given || state.size() != 3 || state[1] < 1 || state[1] % sizes->sets)
+    return "initial_h has shape " + text(state) + ", expected (1, " + std::to_string(sizes->sets) + " x rows, " +
+           std::to_string(sizes->hidden) + ")";
+  sizes->rows = state[1] / sizes->sets;
+  int64_t count = 1;
+  for (int64_t n : gates) count *= n;
+  const int64_t frame = sizes->rows * 4 * sizes->hidden;
+  if (gates.empty() || gates.back() != 4 * sizes->hidden || count < frame || count % frame)
+    return "gates has shape " + text(gates) + ", expected (frames, " + std::to_string(sizes->rows) + " rows, " +
+           std::to_string(4 * sizes->hidden) + ")";
+  sizes->frames = count / frame;
+  sizes->steps = in[4].given ? order[0] : sizes->frames;
+  const std::vector<int64_t> states = {1, state[1], sizes->hidden};
+  return first_misfit(in, kLstmNames, kLstmRequired, {gates, recurrent, states, states, order});
+}
+
+std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low) {
   for (int64_t i = 0; i < count; ++i)
-    if (index[i] < 0 || index[i] >= size)
-      return "index holds " + std::to_string(index[i]) + ", expected 0 to " + std::to_string(size - 1);
+    if (index[i] < low || index[i] >= size)
+      return "index holds " + std::to_string(index[i]) + ", expected " + std::to_string(low) + " to " +
+             std::to_string(size - 1);
   return "";
 }
 

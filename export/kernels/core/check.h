@@ -6,6 +6,8 @@
 
 #include "causal_conv.h"
 #include "conv_norm.h"
+#include "lstm_steps.h"
+#include "past_attention.h"
 #include "selective_scan.h"
 
 namespace edgesep {
@@ -35,15 +37,24 @@ constexpr int kStatsInputs = 2, kStatsRequired = 1;
 constexpr int kPooledInputs = 8, kPooledRequired = 4, kPooledIndex = 2;
 extern const char* const kPooledNames[kPooledInputs];
 
+// q, k, v, past_k, past_v, hidden
+constexpr int kAttentionInputs = 6;
+extern const char* const kAttentionNames[kAttentionInputs];
+
+// gates, recurrent, initial_h, initial_c, order
+constexpr int kLstmInputs = 5, kLstmRequired = 4, kLstmOrder = 4;
+extern const char* const kLstmNames[kLstmInputs];
+
 // Empty and the sizes filled in, or a sentence that names the input, what came and what was expected.
 std::string check_scan(const std::vector<Input>& inputs, EdgesepScan* sizes);
 std::string check_conv(const std::vector<Input>& inputs, EdgesepConv* sizes);
 std::string check_norm(const std::vector<Input>& inputs, int64_t stride, EdgesepConvNorm* sizes);
 std::string check_pooled(const std::vector<Input>& inputs, EdgesepPooled* sizes);
-
 std::string check_stats(const std::vector<Input>& inputs, EdgesepConvNorm* sizes);
+std::string check_attention(const std::vector<Input>& inputs, EdgesepAttention* sizes);
+std::string check_lstm(const std::vector<Input>& inputs, EdgesepLstm* sizes);
 
-// Empty, or a sentence where an index lies outside [0, size).
-std::string check_index(const int64_t* index, int64_t count, int64_t size);
+// Empty, or a sentence where an index lies outside [low, size).
+std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low = 0);
 
 }  // namespace edgesep

@@ -3,6 +3,8 @@
 
 #include "causal_conv.h"
 #include "conv_norm.h"
+#include "lstm_steps.h"
+#include "past_attention.h"
 #include "selective_scan.h"
 
 // Every kernel: name in its namespace, argument type.
@@ -16,7 +18,10 @@
   X(conv_norm_backward, EdgesepConvNormBackward) \
   X(pooled, EdgesepPooled)               \
   X(gated, EdgesepGated)                 \
-  X(gated_backward, EdgesepGatedBackward)
+  X(gated_backward, EdgesepGatedBackward) \
+  X(attention_weights, EdgesepAttention) \
+  X(attention_values, EdgesepAttention)  \
+  X(lstm, EdgesepLstm)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);

@@ -40,6 +40,7 @@ OrtStatus* guarded(const OrtApi* api, Body body) {
 struct Tensor {
   Input shape;
   const float* data = nullptr;
+  int type = kOrtFloat;
 
   const int64_t* integers() const { return reinterpret_cast<const int64_t*>(data); }
 };
@@ -60,6 +61,7 @@ Tensor input(const OrtApi* api, OrtKernelContext* context, size_t i) {
   tensor.shape.given = true;
   tensor.shape.dims.resize(rank);
   must(ort::call<ort::GetDimensions>(api, readable, tensor.shape.dims.data(), rank));
+  must(ort::call<ort::GetTensorElementType>(api, readable, &tensor.type));
   void* data = nullptr;
   must(ort::call<ort::GetTensorMutableData>(api, const_cast<OrtValue*>(value), &data));
   tensor.data = static_cast<const float*>(data);
@@ -141,7 +143,7 @@ float attribute_float(const OrtApi* api, const OrtKernelInfo* info, const char* 
 struct Scan {
   static constexpr const char* kName = "SelectiveScan";
   static constexpr size_t kInputs = edgesep::kScanInputs, kRequired = edgesep::kScanRequired, kOutputs = 2;
-  static constexpr bool integers(size_t) { return false; }
+  static constexpr int type(size_t) { return kOrtFloat; }
   static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
@@ -167,7 +169,7 @@ struct Scan {
 struct Conv {
   static constexpr const char* kName = "CausalConv1dSilu";
   static constexpr size_t kInputs = edgesep::kConvInputs, kRequired = kInputs, kOutputs = 1;
-  static constexpr bool integers(size_t) { return false; }
+  static constexpr int type(size_t) { return kOrtFloat; }
   static constexpr bool kKeepsShape = true;
 
   const OrtApi* api;
@@ -204,7 +206,9 @@ struct Norm {
   static constexpr const char* kName = "ConvNorm";
   static constexpr size_t kInputs = edgesep::kNormInputs, kRequired = edgesep::kNormRequired, kOutputs = 2;
   static constexpr bool kKeepsShape = false;  // a stride leaves fewer frames
-  static constexpr bool integers(size_t i) { return i == edgesep::kNormIndex || i == edgesep::kNormReadIndex; }
+  static constexpr int type(size_t i) {
+    return i == edgesep::kNormIndex || i == edgesep::kNormReadIndex ? kOrtInt64 : kOrtFloat;
+  }
 
   const OrtApi* api;
   int64_t stride, sigmoid;
@@ -244,7 +248,7 @@ struct GlobalStats {
   static constexpr const char* kName = "GlobalStats";
   static constexpr size_t kInputs = edgesep::kStatsInputs, kRequired = edgesep::kStatsRequired, kOutputs = 1;
   static constexpr bool kKeepsShape = false;
-  static constexpr bool integers(size_t) { return false; }
+  static constexpr int type(size_t) { return kOrtFloat; }
 
   const OrtApi* api;
   float epsilon;
@@ -267,7 +271,7 @@ struct Pooled {
   static constexpr const char* kName = "PooledSum";
   static constexpr size_t kInputs = edgesep::kPooledInputs, kRequired = edgesep::kPooledRequired, kOutputs = 1;
   static constexpr bool kKeepsShape = true;
-  static constexpr bool integers(size_t i) { return i == edgesep::kPooledIndex; }
+  static constexpr int type(size_t i) { return i == edgesep::kPooledIndex ? kOrtInt64 : kOrtFloat; }
 
   const OrtApi* api;
   float x_slope;
@@ -285,6 +289,65 @@ struct Pooled {
     require(api, kName, edgesep::check_index(pooled.index, pooled.coarse * pooled.span, pooled.frames));
     pooled.out = output(api, context, 0, in[0].shape.dims);
     split(api, context, pooled, edgesep_pooled, pooled.batch * pooled.coarse);
+  }
+};
+
+struct Attention {
+  static constexpr const char* kName = "PastAttention";
+  static constexpr size_t kInputs = edgesep::kAttentionInputs, kRequired = kInputs, kOutputs = 1;
+  static constexpr bool kKeepsShape = false;
+  static constexpr int type(size_t i) { return i == 3 || i == 4 ? kOrtAnyType : kOrtFloat; }  // float or uint8
+
+  const OrtApi* api;
+  float k_scale, k_zero, v_scale, v_zero;
+
+  Attention(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table),
+        k_scale(attribute_float(table, info, "k_scale", 0)),
+        k_zero(attribute_float(table, info, "k_zero", 0)),
+        v_scale(attribute_float(table, info, "v_scale", 0)),
+        v_zero(attribute_float(table, info, "v_zero", 0)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepAttention attention{};
+    require(api, kName, edgesep::check_attention(shapes_of(in), &attention));
+    const int of_k = k_scale == 0 ? kOrtFloat : kOrtUint8, of_v = v_scale == 0 ? kOrtFloat : kOrtUint8;
+    if (in[3].type != of_k || in[4].type != of_v)
+      require(api, kName, "past_k and past_v are uint8 where they have a scale, else float");
+    attention.q = in[0].data, attention.k = in[1].data, attention.v = in[2].data, attention.hidden = in[5].data;
+    attention.past_k = in[3].data, attention.past_v = in[4].data;
+    attention.k_scale = k_scale, attention.k_zero = k_zero, attention.v_scale = v_scale, attention.v_zero = v_zero;
+    attention.y = output(api, context, 0, in[2].shape.dims);
+    const std::unique_ptr<float[]> weights(new float[static_cast<size_t>(edgesep_attention_workspace(&attention))]);
+    attention.weights = weights.get();
+    split(api, context, attention, edgesep_attention_weights, attention.items);
+    split(api, context, attention, edgesep_attention_values, attention.items * edgesep_attention_chunks(&attention));
+  }
+};
+
+struct Lstm {
+  static constexpr const char* kName = "LstmSteps";
+  static constexpr size_t kInputs = edgesep::kLstmInputs, kRequired = edgesep::kLstmRequired, kOutputs = 3;
+  static constexpr bool kKeepsShape = false;
+  static constexpr int type(size_t i) { return i == edgesep::kLstmOrder ? kOrtInt64 : kOrtFloat; }
+
+  const OrtApi* api;
+
+  Lstm(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepLstm lstm{};
+    require(api, kName, edgesep::check_lstm(shapes_of(in), &lstm));
+    lstm.gates = in[0].data, lstm.recurrent = in[1].data, lstm.initial_h = in[2].data, lstm.initial_c = in[3].data;
+    lstm.order = in[4].integers();
+    if (lstm.order) require(api, kName, edgesep::check_index(lstm.order, lstm.steps * lstm.sets, lstm.frames, -1));
+    const std::vector<int64_t>& state = in[2].shape.dims;
+    lstm.y = output(api, context, 0, {lstm.steps, 1, state[1], state[2]});
+    lstm.last_h = output(api, context, 1, state);
+    lstm.last_c = output(api, context, 2, state);
+    split(api, context, lstm, edgesep_lstm, edgesep_lstm_blocks(&lstm));
   }
 };
 
@@ -320,7 +383,7 @@ const OrtCustomOp* operation() {
     made.version = kOrtVersion;
     made.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
     made.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
-    made.GetInputType = [](const OrtCustomOp*, size_t i) { return Kernel::integers(i) ? kOrtInt64 : kOrtFloat; };
+    made.GetInputType = [](const OrtCustomOp*, size_t i) { return Kernel::type(i); };
     made.GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs; };
     made.GetOutputType = [](const OrtCustomOp*, size_t) { return kOrtFloat; };
     made.GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs; };
@@ -365,7 +428,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     static OrtCustomOpDomain* const domain = [api] {
       OrtCustomOpDomain* made = nullptr;
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
-      for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>()})
+      for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>(),
+                                   operation<Attention>(), operation<Lstm>()})
         must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();

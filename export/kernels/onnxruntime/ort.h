@@ -24,7 +24,7 @@ struct OrtApiBase {
 constexpr uint32_t kOrtVersion = 17;
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
-constexpr int kOrtFloat = 1, kOrtInt64 = 7;  // ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, _INT64
+constexpr int kOrtAnyType = 0, kOrtFloat = 1, kOrtUint8 = 2, kOrtInt64 = 7;  // ONNX_TENSOR_ELEMENT_DATA_TYPE_*
 
 struct OrtCustomOp {
   uint32_t version;
@@ -62,6 +62,7 @@ using CreateCustomOpDomain = Function<208, OrtStatus*, const char*, OrtCustomOpD
 using CustomOpDomain_Add = Function<216, OrtStatus*, OrtCustomOpDomain*, const OrtCustomOp*>;
 using AddCustomOpDomain = Function<224, OrtStatus*, OrtSessionOptions*, OrtCustomOpDomain*>;
 using GetTensorMutableData = Function<408, OrtStatus*, OrtValue*, void**>;
+using GetTensorElementType = Function<480, OrtStatus*, const OrtTensorTypeAndShapeInfo*, int*>;
 using GetDimensionsCount = Function<488, OrtStatus*, const OrtTensorTypeAndShapeInfo*, size_t*>;
 using GetDimensions = Function<496, OrtStatus*, const OrtTensorTypeAndShapeInfo*, int64_t*, size_t>;
 using GetSymbolicDimensions = Function<504, OrtStatus*, const OrtTensorTypeAndShapeInfo*, const char**, size_t>;

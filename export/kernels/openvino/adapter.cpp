@@ -345,6 +345,96 @@ class PooledSum : public ov::op::Op {
   float x_slope_ = 1;
 };
 
+class PastAttention : public ov::op::Op {
+ public:
+  OPENVINO_OP("PastAttention", "edgesep");
+
+  PastAttention() = default;
+  explicit PastAttention(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+
+  void validate_and_infer_types() override {
+    require_float(*this);
+    set_output_type(0, ov::element::f32, get_input_partial_shape(2));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<PastAttention>(inputs);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, (1 << edgesep::kAttentionInputs) - 1, edgesep::kAttentionInputs);
+    EdgesepAttention attention{};
+    const std::string wrong = edgesep::check_attention(in.shapes, &attention);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::PastAttention: ", wrong);
+    outputs[0].set_shape(inputs[2].get_shape());
+    attention.q = in.data(0), attention.k = in.data(1), attention.v = in.data(2);
+    attention.past_k = in.data(3), attention.past_v = in.data(4), attention.hidden = in.data(5);
+    attention.y = outputs[0].data<float>();
+    const std::unique_ptr<float[]> weights(new float[static_cast<size_t>(edgesep_attention_workspace(&attention))]);
+    attention.weights = weights.get();
+    split(attention, edgesep_attention_weights, attention.items);
+    split(attention, edgesep_attention_values, attention.items * edgesep_attention_chunks(&attention));
+    return true;
+  }
+};
+
+class LstmSteps : public ov::op::Op {
+ public:
+  OPENVINO_OP("LstmSteps", "edgesep");
+
+  LstmSteps() = default;
+  explicit LstmSteps(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+
+  void validate_and_infer_types() override {
+    require_float(*this, edgesep::kLstmOrder);
+    const auto gates = get_input_partial_shape(0), state = get_input_partial_shape(2);
+    ov::PartialShape y = ov::PartialShape::dynamic(4);
+    y[1] = 1;
+    if (state.rank().is_static()) y[2] = state[1], y[3] = state[2];
+    if (get_input_size() > edgesep::kLstmOrder) {
+      const auto order = get_input_partial_shape(edgesep::kLstmOrder);
+      if (order.rank().is_static()) y[0] = order[0];
+    } else if (gates.is_static() && state.is_static()) {
+      const int64_t step = state[1].get_length() * state[2].get_length() * 4;
+      y[0] = static_cast<int64_t>(ov::shape_size(gates.to_shape())) / step;
+    }
+    set_output_type(0, ov::element::f32, y);
+    set_output_type(1, ov::element::f32, state);
+    set_output_type(2, ov::element::f32, state);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<LstmSteps>(inputs);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, (1 << edgesep::kLstmInputs) - 1, edgesep::kLstmInputs);
+    EdgesepLstm lstm{};
+    std::string wrong = edgesep::check_lstm(in.shapes, &lstm);
+    const std::vector<int64_t> order = in.integers(edgesep::kLstmOrder);
+    if (wrong.empty() && !order.empty())
+      wrong = edgesep::check_index(order.data(), lstm.steps * lstm.sets, lstm.frames, -1);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::LstmSteps: ", wrong);
+    const ov::Shape state = inputs[2].get_shape();
+    outputs[0].set_shape({static_cast<size_t>(lstm.steps), 1, state[1], state[2]});
+    outputs[1].set_shape(state);
+    outputs[2].set_shape(state);
+    lstm.gates = in.data(0), lstm.recurrent = in.data(1), lstm.initial_h = in.data(2), lstm.initial_c = in.data(3);
+    lstm.order = order.empty() ? nullptr : order.data();
+    lstm.y = outputs[0].data<float>();
+    lstm.last_h = outputs[1].data<float>();
+    lstm.last_c = outputs[2].data<float>();
+    split(lstm, edgesep_lstm, edgesep_lstm_blocks(&lstm));
+    return true;
+  }
+};
+
 // An input that the ONNX file left empty.
 bool absent(const ov::Output<ov::Node>& input) {
   return !input.get_node() || std::string(input.get_node()->get_type_info().name) == "NullNode";
@@ -402,15 +492,24 @@ ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<PooledSum>(inputs, given, node.get_attribute<float>("x_slope", 1))->outputs();
 }
 
+template <class Operation>
+ov::OutputVector plain_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  return std::make_shared<Operation>(present(node, &given))->outputs();
+}
+
 }  // namespace
 
 using ov::frontend::onnx::ConversionExtension;
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<SelectiveScan>>(), std::make_shared<ov::OpExtension<CausalConv1dSilu>>(),
      std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<GlobalStats>>(),
-     std::make_shared<ov::OpExtension<PooledSum>>(),
+     std::make_shared<ov::OpExtension<PooledSum>>(), std::make_shared<ov::OpExtension<PastAttention>>(),
+     std::make_shared<ov::OpExtension<LstmSteps>>(),
      std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
      std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
      std::make_shared<ConversionExtension>("GlobalStats", "edgesep", stats_from_onnx),
-     std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx)}));
+     std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx),
+     std::make_shared<ConversionExtension>("PastAttention", "edgesep", plain_from_onnx<PastAttention>),
+     std::make_shared<ConversionExtension>("LstmSteps", "edgesep", plain_from_onnx<LstmSteps>)}));

@@ -217,6 +217,7 @@ int main() {
     for (const auto& [channels, taps] : {std::pair<int64_t, int64_t>{16, 4}, {37, 4}, {5, 1}, {20, 8}})
       conv_equals_the_reference(2, 33, channels, taps);
     units_equal_the_reference();
+    streams_equal_the_reference();
   }
   misfits_are_named();
   std::printf("%d failed on %d instruction sets\n", failures, sets);

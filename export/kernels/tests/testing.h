@@ -13,4 +13,5 @@ constexpr double kLimitDb = 110;
 
 void expect(bool good, const std::string& what);  // prints a line, counts failures
 double snr_db(const std::vector<float>& got, const std::vector<double>& wanted);
-void units_equal_the_reference();  // test_units.cpp
+void units_equal_the_reference();    // test_units.cpp
+void streams_equal_the_reference();  // test_streams.cpp

@@ -1,0 +1,203 @@
+// Compiled once per instruction set, each time in a namespace of its own (EDGESEP_ISA); see dispatch.cpp.
+//
+// Few frames meet many past ones: matrix products of runtimes would first copy the whole past into their own order, which
+// takes longer than the sums. Here it is read once, as it lies. Scores stand with the frames of a call side by side in a
+// register, so that no sum runs across lanes and softmax is a loop over registers.
+#include "past_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "vec.h"
+
+namespace edgesep {
+namespace EDGESEP_ISA {
+
+namespace {
+
+constexpr int64_t kGroup = EDGESEP_ATTENTION_GROUP;  // frames side by side: the same on every instruction set
+constexpr int kParts = static_cast<int>(kGroup) / kLanes;
+constexpr int kRows = kParts == 1 ? 8 : 4;  // past frames at a time, as many as there are registers for
+constexpr float kNothing = -50.0f;  // what is hidden weighs nothing, not a denormal number, which processors are slow at
+constexpr int64_t kBlock = 16;  // rows of values that are read together, and as many asked for before they are needed
+
+// A plain loop: compilers widen registers of bytes better than what the vector types let one say.
+inline void widen(const uint8_t* __restrict from, int64_t count, float scale, float zero, float* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = (static_cast<float>(from[i]) - zero) * scale;
+}
+
+// `count` values of the past from `at` on as floats: where they lie, or made in `room`.
+inline const float* floats(const void* past, float scale, float zero, int64_t at, int64_t count, float* room) {
+  if (scale == 0) return static_cast<const float*>(past) + at;
+  widen(static_cast<const uint8_t*>(past) + at, count, scale, zero, room);
+  return room;
+}
+
+// Scores of `rows` past frames for one group: rows x kGroup.
+template <int rows>
+inline void score(const float* const* keys, const float* queries, int64_t size, float* out) {
+  for (int part = 0; part < kParts; ++part) {
+    Vec sums[rows] = {};
+    for (int64_t d = 0; d < size; ++d) {
+      const Vec q = load(queries + d * kGroup + part * kLanes, kLanes);
+      for (int r = 0; r < rows; ++r) sums[r] += q * keys[r][d];
+    }
+    for (int r = 0; r < rows; ++r) store(out + r * kGroup + part * kLanes, sums[r], kLanes);
+  }
+}
+
+// What hides frames from those of a group, then exponentials and their sums' inverse, for all rows.
+void soften(const EdgesepAttention& s, int64_t first, float* scores) {
+  const int64_t rows = s.past + s.frames, count = std::min(kGroup, s.frames - first);
+  for (int64_t n = 0; n < count; ++n) {
+    const float* hidden = s.hidden + (first + n) * rows;
+    for (int64_t j = 0; j < rows; ++j) scores[j * kGroup + n] += hidden[j];
+  }
+  for (int part = 0; part < kParts; ++part) {
+    float* at = scores + part * kLanes;
+    Vec most = splat(-std::numeric_limits<float>::infinity()), total{};
+    for (int64_t j = 0; j < rows; ++j) {
+      const Vec v = load(at + j * kGroup, kLanes);
+      most = v > most ? v : most;
+    }
+    for (int64_t j = 0; j < rows; ++j) {
+      const Vec below = load(at + j * kGroup, kLanes) - most, v = below < kNothing ? Vec{} : exp(below);
+      total += v;
+      store(at + j * kGroup, v, kLanes);
+    }
+    const Vec share = 1.0f / total;
+    for (int64_t j = 0; j < rows; ++j) store(at + j * kGroup, load(at + j * kGroup, kLanes) * share, kLanes);
+  }
+}
+
+// Some rows of values from column c of a chunk on, what they weigh, and where their sums go.
+struct Rows {
+  const float* values;
+  int64_t count, stride, next;  // next: how far on lies what is read after them
+  const float* weights;         // count x kGroup
+  float* y;                     // of the first frame
+  int64_t features;
+  bool first;  // y holds nothing yet
+};
+
+// Adds to `frames` frames in `width` registers of features, `lanes` lanes of the last one.
+template <int frames, int width>
+inline void combine(const Rows& r, int64_t lanes) {
+  const auto size = [&](int w) { return w == width - 1 ? lanes : int64_t{kLanes}; };
+  Vec sums[frames][width] = {};
+  if (!r.first)
+    for (int f = 0; f < frames; ++f)
+      for (int w = 0; w < width; ++w) sums[f][w] = load(r.y + f * r.features + w * kLanes, size(w));
+  const float *from = r.values, *share = r.weights;
+  for (int64_t j = 0; j < r.count; ++j, from += r.stride, share += kGroup) {
+    for (int w = 0; w < width; ++w) __builtin_prefetch(from + r.next + w * kLanes);
+    for (int w = 0; w < width; ++w) {
+      const Vec v = load(from + w * kLanes, size(w));
+      for (int f = 0; f < frames; ++f) sums[f][w] += v * share[f];
+    }
+  }
+  for (int f = 0; f < frames; ++f)
+    for (int w = 0; w < width; ++w) store(r.y + f * r.features + w * kLanes, sums[f][w], size(w));
+}
+
+constexpr int kFrames = kLanes == 16 ? 8 : 4;  // with two registers of features each, as many as stay in registers
+
+template <int frames>
+void over_features(Rows r, int64_t width) {
+  const auto step = [&](int64_t by) {
+    r.values += by;
+    r.y += by;
+    width -= by;
+  };
+  for (; width >= 2 * kLanes; step(2 * kLanes)) combine<frames, 2>(r, kLanes);
+  for (; width > 0; step(kLanes)) combine<frames, 1>(r, std::min<int64_t>(kLanes, width));
+}
+
+// `count` frames, at most kFrames.
+template <int frames>
+void over_frames(const Rows& r, int64_t count, int64_t width) {
+  if (count == frames) return over_features<frames>(r, width);
+  if constexpr (frames > 1) over_frames<frames - 1>(r, count, width);
+}
+
+}  // namespace
+
+void attention_weights(const EdgesepAttention* s, int64_t first, int64_t end) {
+  const int64_t rows = s->past + s->frames, groups = edgesep_attention_groups(s);
+  std::vector<float> queries(static_cast<size_t>(s->keys * kGroup)), room(static_cast<size_t>(kRows * s->keys));
+  for (int64_t item = first; item < end; ++item) {
+    const float *q = s->q + item * s->frames * s->keys, *own = s->k + item * s->frames * s->keys;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t count = std::min(kGroup, s->frames - g * kGroup);
+      std::fill(queries.begin(), queries.end(), 0.0f);
+      for (int64_t n = 0; n < count; ++n)
+        for (int64_t d = 0; d < s->keys; ++d)
+          queries[static_cast<size_t>(d * kGroup + n)] = q[(g * kGroup + n) * s->keys + d];
+      float* scores = s->weights + (item * groups + g) * rows * kGroup;
+      const auto key = [&](int64_t j, int r) {
+        if (j >= s->past) return own + (j - s->past) * s->keys;
+        return floats(s->past_k, s->k_scale, s->k_zero, (item * s->past + j) * s->keys, s->keys, room.data() + r * s->keys);
+      };
+      const float* keys[kRows];
+      int64_t j = 0;
+      for (; j + kRows <= rows; j += kRows) {
+        for (int r = 0; r < kRows; ++r) keys[r] = key(j + r, r);
+        score<kRows>(keys, queries.data(), s->keys, scores + j * kGroup);
+      }
+      for (; j < rows; ++j) {
+        keys[0] = key(j, 0);
+        score<1>(keys, queries.data(), s->keys, scores + j * kGroup);
+      }
+      soften(*s, g * kGroup, scores);
+    }
+  }
+}
+
+void attention_values(const EdgesepAttention* s, int64_t first, int64_t end) {
+  const int64_t rows = s->past + s->frames, groups = edgesep_attention_groups(s), chunks = edgesep_attention_chunks(s);
+  const int64_t size = (s->features + chunks * kGroup - 1) / (chunks * kGroup) * kGroup;
+  std::vector<float> room(static_cast<size_t>(s->v_scale == 0 ? 0 : kBlock * size));
+  for (int64_t row = first; row < end; ++row) {
+    const int64_t item = row / chunks, c = row % chunks * size, width = std::min(size, s->features - c);
+    // Memory in its order: some rows of all columns of the chunk, then the next ones.
+    for (int64_t j = 0; j < rows;) {
+      const bool own = j >= s->past;
+      Rows r{};
+      r.count = std::min(kBlock, (own ? rows : s->past) - j);
+      r.stride = s->features;
+      if (own) {
+        r.values = s->v + (item * s->frames + j - s->past) * s->features + c;
+      } else {
+        const int64_t at = (item * s->past + j) * s->features + c;
+        if (s->v_scale == 0) {
+          r.values = static_cast<const float*>(s->past_v) + at;
+          if (j + 2 * kBlock <= s->past) r.next = kBlock * s->features;
+        } else {
+          const uint8_t* past = static_cast<const uint8_t*>(s->past_v) + at;
+          for (int64_t i = 0; i < r.count; ++i, past += s->features) {
+            if (j + 2 * kBlock <= s->past)
+              for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(past + kBlock * s->features + b);
+            widen(past, width, s->v_scale, s->v_zero, room.data() + i * width);
+          }
+          r.values = room.data();
+          r.stride = width;
+        }
+      }
+      r.features = s->features;
+      r.first = j == 0;
+      for (int64_t n = 0; n < s->frames;) {
+        const int64_t within = n % kGroup, count = std::min({int64_t{kFrames}, s->frames - n, kGroup - within});
+        r.weights = s->weights + ((item * groups + n / kGroup) * rows + j) * kGroup + within;
+        r.y = s->y + (item * s->frames + n) * s->features + c;
+        over_frames<kFrames>(r, count, width);
+        n += count;
+      }
+      j += r.count;
+    }
+  }
+}
+
+}  // namespace EDGESEP_ISA
+}  // namespace edgesep

@@ -1,0 +1,201 @@
+// Attention over the past and an LSTM's steps against their contracts in float64 (core/past_attention.h, lstm_steps.h).
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "../core/check.h"
+#include "testing.h"
+
+namespace {
+
+using Floats = std::vector<float>;
+
+class Drawn {
+ public:
+  Floats fill(int64_t count, float scale = 1) {
+    Floats out(static_cast<size_t>(count));
+    for (float& v : out) v = scale * normal_(random_);
+    return out;
+  }
+  std::vector<uint8_t> bytes(int64_t count) {
+    std::vector<uint8_t> out(static_cast<size_t>(count));
+    for (uint8_t& v : out) v = static_cast<uint8_t>(random_() & 255);
+    return out;
+  }
+
+ private:
+  std::mt19937 random_{5};
+  std::normal_distribution<float> normal_;
+};
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// hidden: how many of the oldest past frames nobody sees.
+void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, int64_t features, bool bytes,
+                                    int64_t hidden) {
+  Drawn drawn;
+  const int64_t items = 3, all = past + frames;
+  const Floats q = drawn.fill(items * frames * keys), k = drawn.fill(items * frames * keys);
+  const Floats v = drawn.fill(items * frames * features), past_k = drawn.fill(items * past * keys);
+  const Floats past_v = drawn.fill(items * past * features);
+  const std::vector<uint8_t> byte_k = drawn.bytes(items * past * keys), byte_v = drawn.bytes(items * past * features);
+  Floats mask(at(frames * all)), y(v.size());
+  for (int64_t n = 0; n < frames; ++n)
+    for (int64_t j = 0; j < all; ++j)
+      if (j < hidden || j > past + n) mask[at(n * all + j)] = -std::numeric_limits<float>::infinity();
+  EdgesepAttention s{};
+  s.q = q.data(), s.k = k.data(), s.v = v.data(), s.hidden = mask.data(), s.y = y.data();
+  s.past_k = past_k.data(), s.past_v = past_v.data();
+  if (bytes) {
+    s.past_k = byte_k.data(), s.past_v = byte_v.data();
+    s.k_scale = 0.01f, s.k_zero = 120, s.v_scale = 0.02f, s.v_zero = 7;
+  }
+  s.items = items, s.frames = frames, s.past = past, s.keys = keys, s.features = features;
+  Floats weights(at(edgesep_attention_workspace(&s)));
+  s.weights = weights.data();
+  const int64_t rows = items * edgesep_attention_chunks(&s);
+  for (int i = 0; i < 2; ++i) edgesep_attention_weights(&s, items * i / 2, items * (i + 1) / 2);
+  for (int i = 0; i < 2; ++i) edgesep_attention_values(&s, rows * i / 2, rows * (i + 1) / 2);
+
+  const auto key = [&](int64_t item, int64_t j, int64_t d) {
+    if (j >= past) return double(k[at((item * frames + j - past) * keys + d)]);
+    const size_t i = at((item * past + j) * keys + d);
+    return bytes ? double(s.k_scale) * (byte_k[i] - 120.0) : double(past_k[i]);
+  };
+  const auto value = [&](int64_t item, int64_t j, int64_t e) {
+    if (j >= past) return double(v[at((item * frames + j - past) * features + e)]);
+    const size_t i = at((item * past + j) * features + e);
+    return bytes ? double(s.v_scale) * (byte_v[i] - 7.0) : double(past_v[i]);
+  };
+  std::vector<double> wanted(y.size());
+  for (int64_t item = 0; item < items; ++item)
+    for (int64_t n = 0; n < frames; ++n) {
+      std::vector<double> score(at(all));
+      double most = -1e300, total = 0;
+      for (int64_t j = 0; j < all; ++j) {
+        for (int64_t d = 0; d < keys; ++d) score[at(j)] += q[at((item * frames + n) * keys + d)] * key(item, j, d);
+        score[at(j)] += mask[at(n * all + j)];
+        most = std::fmax(most, score[at(j)]);
+      }
+      for (double& x : score) total += x = std::exp(x - most);
+      for (int64_t j = 0; j < all; ++j)
+        for (int64_t e = 0; e < features; ++e)
+          wanted[at((item * frames + n) * features + e)] += score[at(j)] / total * value(item, j, e);
+    }
+  const double found = snr_db(y, wanted);
+  expect(found >= kLimitDb, "attention of " + std::to_string(frames) + " frames over " + std::to_string(past) + ", " +
+                                std::to_string(keys) + " and " + std::to_string(features) + " features" +
+                                (bytes ? ", bytes" : "") + ": " + std::to_string(found) + " dB");
+}
+
+// order: empty for one frame after another.
+void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64_t hidden,
+                               const std::vector<int64_t>& order) {
+  Drawn drawn;
+  const int64_t steps = order.empty() ? frames : static_cast<int64_t>(order.size()) / sets, all = sets * rows;
+  const int64_t groups = (hidden + EDGESEP_LSTM_GROUP - 1) / EDGESEP_LSTM_GROUP;
+  const Floats gates = drawn.fill(frames * rows * 4 * hidden, 2), matrix = drawn.fill(hidden * 4 * hidden, 0.3f);
+  const Floats h0 = drawn.fill(all * hidden, 0.5f), c0 = drawn.fill(all * hidden);
+  Floats recurrent(at(groups * hidden * 4 * EDGESEP_LSTM_GROUP));
+  for (int64_t k = 0; k < hidden; ++k)
+    for (int64_t g = 0; g < 4; ++g)
+      for (int64_t i = 0; i < hidden; ++i)
+        recurrent[at((((i / EDGESEP_LSTM_GROUP) * hidden + k) * 4 + g) * EDGESEP_LSTM_GROUP + i % EDGESEP_LSTM_GROUP)] =
+            matrix[at((k * 4 + g) * hidden + i)];
+  Floats y(at(steps * all * hidden)), last_h(at(all * hidden)), last_c = last_h;
+  EdgesepLstm s{};
+  s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = h0.data(), s.initial_c = c0.data();
+  s.order = order.empty() ? nullptr : order.data();
+  s.y = y.data(), s.last_h = last_h.data(), s.last_c = last_c.data();
+  s.frames = frames, s.steps = steps, s.sets = sets, s.rows = rows, s.hidden = hidden;
+  const int64_t blocks = edgesep_lstm_blocks(&s);
+  for (int64_t i = 0; i < blocks; ++i) edgesep_lstm(&s, i, i + 1);
+
+  std::vector<double> h(h0.begin(), h0.end()), c(c0.begin(), c0.end()), wanted;
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  for (int64_t l = 0; l < steps; ++l) {
+    const std::vector<double> before = h;
+    for (int64_t row = 0; row < all; ++row) {
+      const int64_t frame = order.empty() ? l : order[at(l * sets + row / rows)];
+      if (frame < 0) continue;
+      for (int64_t i = 0; i < hidden; ++i) {
+        double g[4];
+        for (int64_t n = 0; n < 4; ++n) {
+          g[n] = gates[at(((frame * rows + row % rows) * 4 + n) * hidden + i)];
+          for (int64_t k = 0; k < hidden; ++k)
+            g[n] += before[at(row * hidden + k)] * matrix[at((k * 4 + n) * hidden + i)];
+        }
+        double& cell = c[at(row * hidden + i)];
+        cell = sigmoid(g[2]) * cell + sigmoid(g[0]) * std::tanh(g[3]);
+        h[at(row * hidden + i)] = sigmoid(g[1]) * std::tanh(cell);
+      }
+    }
+    wanted.insert(wanted.end(), h.begin(), h.end());
+  }
+  const double found = std::fmin(snr_db(y, wanted), std::fmin(snr_db(last_h, h), snr_db(last_c, c)));
+  expect(found >= kLimitDb, "LSTM of " + std::to_string(sets) + " x " + std::to_string(rows) + " rows, " +
+                                std::to_string(hidden) + " hidden, " + std::to_string(steps) + " steps: " +
+                                std::to_string(found) + " dB");
+}
+
+void gates_far_out_are_flat() {
+  const int64_t hidden = 16;
+  const Floats recurrent(at(hidden * 4 * hidden)), h0(at(hidden)), c0(at(hidden), 0.5f);
+  for (float far : {-1e30f, -80.0f, 80.0f, 1e30f}) {
+    const Floats gates(at(4 * hidden), far);
+    Floats y(at(hidden)), c(at(hidden));
+    EdgesepLstm s{};
+    s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = h0.data(), s.initial_c = c0.data();
+    s.y = y.data(), s.last_c = c.data(), s.frames = s.steps = s.sets = s.rows = 1, s.hidden = hidden;
+    edgesep_lstm(&s, 0, edgesep_lstm_blocks(&s));
+    const double cell = far > 0 ? 1.5 : 0;
+    expect(std::fabs(c[3] - cell) < 1e-6 && std::fabs(y[3] - (far > 0 ? std::tanh(cell) : 0)) < 1e-6,
+           "gates of " + std::to_string(far) + " give a cell of " + std::to_string(c[3]));
+  }
+}
+
+void misfits_of_streams_are_named() {
+  using edgesep::Input;
+  const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
+  const std::vector<Input> attention = {in({1, 2, 8, 5}), in({1, 2, 8, 5}),  in({1, 2, 8, 7}),
+                                        in({1, 2, 9, 5}), in({1, 2, 9, 7}), in({8, 17})};
+  EdgesepAttention a{};
+  expect(edgesep::check_attention(attention, &a).empty() && a.items == 2 && a.past == 9, "attention that fits passes");
+  auto wrong = attention;
+  wrong[5] = in({8, 16});
+  expect(edgesep::check_attention(wrong, &a).find("hidden has shape (8, 16), expected (8, 17)") == 0, "hidden is named");
+  wrong[3] = in({2, 9, 5});
+  expect(edgesep::check_attention(wrong, &a).find("past_k has shape (2, 9, 5)") == 0, "a past of three axes is named");
+  const std::vector<Input> lstm = {in({24, 80}), in({2, 20, 4, 16}), in({1, 9, 20}), in({1, 9, 20}), in({8, 3})};
+  EdgesepLstm l{};
+  expect(edgesep::check_lstm(lstm, &l).empty() && l.frames == 8 && l.rows == 3 && l.steps == 8, "an LSTM that fits");
+  wrong = lstm;
+  wrong[1] = in({1, 20, 4, 16});
+  expect(edgesep::check_lstm(wrong, &l).find("recurrent has shape (1, 20, 4, 16)") == 0, "recurrent is named");
+  wrong = lstm;
+  wrong[0] = in({25, 80});
+  expect(edgesep::check_lstm(wrong, &l).find("gates has shape (25, 80)") == 0, "gates are named");
+  wrong = lstm;
+  wrong[2] = in({1, 8, 20});
+  expect(edgesep::check_lstm(wrong, &l).find("initial_h has shape (1, 8, 20)") == 0, "a state of other rows is named");
+}
+
+}  // namespace
+
+void streams_equal_the_reference() {
+  for (bool bytes : {false, true})
+    for (int64_t frames : {1, 2, 8, 13, 20, 35}) {
+      attention_equals_the_reference(frames, 37, 13, 41, bytes, 0);
+      attention_equals_the_reference(frames, 9, 33, 5, bytes, 7);
+    }
+  attention_equals_the_reference(8, 50, 132, 1056, false, 20);  // several chunks
+  attention_equals_the_reference(8, 50, 132, 1056, true, 20);
+  for (int64_t hidden : {1, 5, 16, 24, 64}) {
+    lstm_equals_the_reference(1, 1, 1, hidden, {});
+    lstm_equals_the_reference(9, 1, 7, hidden, {});
+    lstm_equals_the_reference(5, 1, 40, hidden, {});
+    lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1});
+  }
+  gates_far_out_are_flat();
+  misfits_of_streams_are_named();
+}

@@ -1,0 +1,242 @@
+"""Streams on native kernels: each operator against its reference, whole streams against the offline separator."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import shallow, target, write_recipe
+from onnx import TensorProto, helper
+from test_fused import RUNTIMES
+from test_streaming import STREAM, SYNTHESIS, played
+
+from edgesep import Stream, load_separator, onnxruntime_form, open_bundle, stream_fusion
+from edgesep.line import deploy
+from edgesep.ops import lstm_steps, onnx_forms, past_attention
+from edgesep.spec import StreamSpec
+from edgesep.store import Store
+from edgesep.stream import Hops, measured_look_ahead
+from edgesep.verify import output_snr_db
+
+TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
+
+
+def operator(kind, given, outputs, constant=(), **attributes):
+    """A graph of one node; ``constant`` inputs are initializers."""
+    node = helper.make_node(kind, list(given), outputs, f"{kind}_0", domain="edgesep", **attributes)
+    ins = [
+        helper.make_tensor_value_info(n, TYPES[str(v.dtype)], v.shape) for n, v in given.items() if n not in constant
+    ]
+    outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
+    values = [onnx.numpy_helper.from_array(given[n], n) for n in constant]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("edgesep", 1)]
+    made = helper.make_graph([node], "one", ins, outs, values)
+    return helper.make_model(made, opset_imports=opsets, ir_version=9)
+
+
+def attention_inputs(frames=8, past=21, rounded=False):
+    r = np.random.default_rng(0)
+    shapes = {
+        "q": (1, 2, frames, 13),
+        "k": (1, 2, frames, 13),
+        "v": (1, 2, frames, 37),
+        "past_k": (1, 2, past, 13),
+        "past_v": (1, 2, past, 37),
+        "hidden": (frames, past + frames),
+    }
+    made = {n: r.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    seen = np.tri(frames, past + frames, past, dtype=bool)
+    seen[:, :5] = False
+    made["hidden"] = np.where(seen, 0, -np.inf).astype(np.float32)
+    if rounded:
+        for name in ("past_k", "past_v"):
+            made[name] = r.integers(0, 256, shapes[name]).astype(np.uint8)
+    return made
+
+
+@pytest.mark.parametrize("frames", [1, 8, 20])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_attention_over_the_past_equals_its_reference(name, frames, tmp_path):
+    given = attention_inputs(frames)
+    (got,) = RUNTIMES[name](operator("PastAttention", given, ["y"]), given, tmp_path)
+    assert output_snr_db(got, past_attention.reference(**given)) >= 110
+
+
+def test_attention_over_a_past_in_eight_bits_equals_its_reference(tmp_path):
+    given, attributes = attention_inputs(rounded=True), {"k_scale": 0.01, "k_zero": 130.0, "v_scale": 0.02}
+    (got,) = RUNTIMES["onnxruntime"](operator("PastAttention", given, ["y"], **attributes), given, tmp_path)
+    assert output_snr_db(got, past_attention.reference(**given, **attributes)) >= 110
+
+
+def test_a_past_of_the_wrong_type_is_refused(tmp_path):
+    given = attention_inputs(rounded=True)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="uint8 where they have a sc"):
+        RUNTIMES["onnxruntime"](operator("PastAttention", given, ["y"], k_scale=0.01), given, tmp_path)
+
+
+def lstm_inputs(order=None, frames=6, rows=7, hidden=20):
+    r = np.random.default_rng(0)
+    sets = 1 if order is None else len(order[0])
+    made = {
+        "gates": r.standard_normal((frames * rows, 4 * hidden)),
+        "recurrent": lstm_steps.grouped(0.3 * r.standard_normal((hidden, 4 * hidden))),
+        "initial_h": r.standard_normal((1, sets * rows, hidden)),
+        "initial_c": r.standard_normal((1, sets * rows, hidden)),
+    }
+    made = {name: value.astype(np.float32) for name, value in made.items()}
+    return made if order is None else made | {"order": np.array(order)}
+
+
+ORDERS = [None, [[0, 3], [1, 4], [2, -1], [3, -1]]]
+STATES = ["y", "last_h", "last_c"]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["plain", "sets"])
+@pytest.mark.parametrize("name", [*RUNTIMES, "portable"])
+def test_an_lstm_s_steps_equal_their_reference(name, order, tmp_path):
+    given = lstm_inputs(order)
+    made = operator("LstmSteps", given, STATES, constant=["recurrent"])
+    feeds = {n: v for n, v in given.items() if n != "recurrent"}
+    if name == "portable":
+        made = onnx_forms.portable(made)
+        assert not onnx_forms.is_native(made)
+        got = onnxruntime.InferenceSession(made.SerializeToString()).run(None, feeds)
+    else:
+        got = RUNTIMES[name](made, feeds, tmp_path)
+    for one, wanted in zip(got, lstm_steps.reference(**given), strict=True):
+        assert one.shape == wanted.shape
+        assert output_snr_db(one, wanted) >= 110
+
+
+def test_the_reference_is_torch_s_lstm():
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(9, 20).double()
+    x, h, c = torch.randn(6, 7, 9).double(), torch.randn(1, 7, 20).double(), torch.randn(1, 7, 20).double()
+    with torch.no_grad():
+        wanted, (last_h, last_c) = lstm(x, (h, c))
+        gates = x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + lstm.bias_hh_l0
+        order = [0, 3, 1, 2]  # torch: input, forget, cell, output
+        turned = [v.unflatten(-1, (4, -1))[..., order, :].flatten(-2) for v in (gates, lstm.weight_hh_l0.T)]
+    made = lstm_steps.reference(turned[0].numpy(), lstm_steps.grouped(turned[1].numpy()), h.numpy(), c.numpy())
+    for one, of_torch in zip(made, (wanted[:, None], last_h, last_c), strict=True):
+        np.testing.assert_allclose(one, of_torch.numpy(), atol=1e-12)
+
+
+def test_shapes_of_an_lstm_s_steps_are_inferred():
+    onnx_forms.register()
+    made = onnx.shape_inference.infer_shapes(operator("LstmSteps", lstm_inputs(ORDERS[1]), STATES), strict_mode=True)
+    found = [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in made.graph.output]
+    assert found == [[4, 1, 14, 20], [1, 14, 20], [1, 14, 20]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(golden, tmp_path_factory):
+    """Of two blocks: the second is handed the states of segments that ended in the first."""
+    folder = tmp_path_factory.mktemp("causal")
+    return shallow(golden("tfacm_released_small"), folder, layers=2, variant="causal", synthesis=SYNTHESIS)
+
+
+TARGETS = "".join(target(kind, precision, ops="native") for kind in RUNTIMES for precision in ("fp32", "int8"))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, mixtures, cache, tmp_path_factory):
+    """Of three hops a call: segments begin anywhere within one."""
+    folder = tmp_path_factory.mktemp("native")
+    recipe = write_recipe(folder, checkpoint, mixtures, TARGETS + STREAM.format(hops=3))
+    assert deploy(recipe, folder / "bundle", store=Store(cache)).ok
+    return open_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return (0.1 * np.random.default_rng(5).standard_normal(4007)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "least_db"), [("fp32", 80), ("int8", 10)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_native_stream_gives_the_offline_output(bundle, checkpoint, mixture, runtime, precision, least_db):
+    separator = load_separator(checkpoint)
+    offline = separator.streaming.bound(separator, 0.05)(mixture).numpy()
+    with Stream(bundle, runtime=runtime, precision=precision) as stream:
+        assert output_snr_db(played(stream, mixture, [131, 5]), offline) >= least_db
+    spec = StreamSpec.from_json(bundle.manifest["separator"]["stream"])
+    with bundle.runner(runtime, precision=precision) as runner:
+        assert measured_look_ahead(Hops(runner.bound, spec)) == spec.look_ahead_samples
+
+
+def graph_of(bundle, runtime, precision):
+    artifact = bundle.artifact(runtime, precision)
+    return onnx.load(artifact.folder / artifact.files[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_native_streams_hold_no_lstm_and_no_product_with_the_past(bundle, runtime, precision):
+    model = graph_of(bundle, runtime, precision)
+    kinds = [n.op_type for n in model.graph.node]
+    assert {"LstmSteps", "PastAttention"} <= set(kinds)
+    assert not {"LSTM", "DynamicQuantizeLSTM", "Softmax"} & set(kinds)
+    projected = next(n for n in model.graph.node if n.op_type == "LstmSteps").input[0]
+    maker = next(n for n in model.graph.node if projected in n.output)
+    if precision == "fp32":
+        assert maker.op_type == "Gemm"
+    elif runtime == "onnxruntime":
+        assert maker.op_type == "MatMulIntegerToFloat"
+
+
+def test_a_native_stream_holds_its_past_in_eight_bits(bundle):
+    facts = json.loads({p.key: p.value for p in graph_of(bundle, "onnxruntime", "int8").metadata_props}["edgesep"])
+    narrow = {s["name"] for s in facts["stream"]["states"] if s["dtype"] == "uint8"}
+    assert narrow == {s["name"] for s in facts["stream"]["states"] if s["ring_axis"] is not None} != set()
+
+
+def test_more_of_a_native_stream_is_in_int8_than_openvino_has_lstms_for(bundle, checkpoint, mixtures, cache, tmp_path):
+    recipe = write_recipe(tmp_path, checkpoint, mixtures, target("openvino", "int8") + STREAM.format(hops=3))
+    portable = deploy(recipe, tmp_path / "bundle", store=Store(cache))
+    assert portable.ok
+
+    def share(made):
+        reports = [p["report"] for p in made.manifest["passes"] if p["pass"] == "quantize"]
+        return [r["quantized_macs_share"] for r in reports][-1]
+
+    assert share(bundle) > share(open_bundle(tmp_path / "bundle")) + 0.2
+
+
+def test_a_graph_without_a_past_is_left_as_it_is(checkpoint, tmp_path):
+    from edgesep import graph
+
+    separator = load_separator(checkpoint)
+    graph.export_onnx(separator, separator.module, tmp_path / "model.onnx")
+    assert not stream_fusion.applies(onnx.load(tmp_path / "model.onnx"))
+
+
+def test_values_rounded_before_they_are_gathered_are_the_same():
+    r = np.random.default_rng(0)
+    scale, zero, index, shape = np.float32(0.02), np.uint8(131), np.array([0, 1, 2, 1, 2, 3]), np.array([2, 3, 5])
+    made = helper.make_node
+    nodes = [
+        made("Gather", ["x", "index"], ["windows"], axis=0),
+        made("Reshape", ["windows", "shape"], ["apart"]),
+        made("QuantizeLinear", ["apart", "scale", "zero"], ["rounded"]),
+        made("DequantizeLinear", ["rounded", "scale", "zero"], ["y"]),
+    ]
+    values = {"scale": scale, "zero": zero, "index": index, "shape": shape}
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "windows",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 5])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    early = onnx.load_from_string(onnxruntime_form.for_onnxruntime(model.SerializeToString()))
+    assert [n.op_type for n in early.graph.node] == ["QuantizeLinear", "Gather", "Reshape", "DequantizeLinear"]
+    x = r.standard_normal((4, 5)).astype(np.float32)
+    before, after = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (model, early))
+    np.testing.assert_array_equal(before, after)
