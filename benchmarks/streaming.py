@@ -11,8 +11,8 @@ The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces
 * context: attention over 0.25 to 2 s of past: quality on the test set, state, memory, time of a call.
 * paced: a minute at the pace of audio on an idle machine, and one beside a second process that keeps a core busy.
 * window: one call of the stream against the plain way, the offline graph run again over the last second for every hop.
-* published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call, and 7, which
-  divide a segment.
+* published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call, with portable
+  and with native operators.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from builds import built
 from paper_tables import PUBLISHED
 from recorded import record
 
@@ -44,7 +46,7 @@ HERE = Path(__file__).parent
 TEST = HERE.parent / "calibration" / "test"
 CALIBRATION = TEST.parent / "calibration"
 RUNTIMES = ("onnxruntime", "openvino")
-PUBLISHED_BUILDS = (*((kind, p) for kind in RUNTIMES for p in ("fp32", "int8")), ("openvino", "bf16"))
+PUBLISHED_BUILDS = (*itertools.product(RUNTIMES, ("fp32", "int8"), (False, True)), ("openvino", "bf16", True))
 
 ROUNDS = 3  # of all builds in turn: the host has minutes in which two threads hinder each other
 
@@ -97,19 +99,18 @@ def drift(bundle: edgesep.bundle.Bundle, minutes: int) -> Iterator[dict[str, Any
 
 
 def streaming_artifact(
-    separator: Any, folder: Path, kind: str, threads: int, precision: str = "fp32"
+    separator: Any, folder: Path, kind: str, threads: int, precision: str = "fp32", native: bool = False
 ) -> tuple[Artifact, dict[str, Any]]:
     """One build of a streaming separator, and what a manifest would say of it."""
-    file, out = folder / "model.onnx", folder / f"{kind}-{precision}"
-    out.mkdir(exist_ok=True)
+    file, out = folder / "model.onnx", folder / f"{kind}-{precision}-{native}"
     if not file.exists():
         graph.export_onnx(separator, separator.module, file)
     model = file
     if precision == "int8":
         mixtures = MixtureSet.open(CALIBRATION, separator.sample_rate_hz, separator.sources)
-        model, context = out / "int8.onnx", Context(separator, mixtures, mixtures, out)
-        Quantize(method="onnxruntime", mixtures=4)(separator, file, model, context, int8_form(kind))
-    files = runtime(kind).build(model, out, precision, {})
+        model, context = out.with_suffix(".onnx"), Context(separator, mixtures, mixtures, folder)
+        Quantize(method="onnxruntime", mixtures=4)(separator, file, model, context, int8_form(kind, native))
+    files = built(model, kind, precision, out, native)
     facts = separator.describe() | {"front_end": None}
     settings = getattr(runtime(kind), "STREAM_SETTINGS", {})
     return Artifact(kind, precision, threads, out, tuple(files), settings=settings), facts
@@ -170,39 +171,42 @@ def window(bundle: edgesep.bundle.Bundle, checkpoint: Path, window_s: float = 1.
             }
 
 
-def published(hops: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def published(hops: int) -> Iterator[dict[str, Any]]:
+    torch.manual_seed(0)
     size = next(p for p in PUBLISHED if p.name == "TFACMCausal")
     separator = tfacm.create(size.config, size.rate)
     bounded = separator.streaming.bound(separator, 0.5)
     x = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
     whole = bounded(x).numpy()[None]
-    for count in hops:
-        stream = separator.streaming.stream(bounded, count)
-        with tempfile.TemporaryDirectory() as folder:
-            built = [
-                (*build, *streaming_artifact(stream, Path(folder), build[0], 2, build[1])) for build in PUBLISHED_BUILDS
-            ]
-            times: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-            for _ in range(ROUNDS):
-                for (kind, precision, artifact, facts), threads in itertools.product(built, (1, 2)):
-                    row = bench.row(replace(artifact, threads=threads), facts, 3.0)
-                    times.setdefault((kind, precision, threads), []).append(row)
-            for kind, precision, artifact, facts in built:
-                with Separating(artifact, facts) as run:
-                    snr_db = output_snr_db(run(x[None]), whole)
-                for threads in (1, 2):
-                    fast, *_, slow = found = sorted(times[kind, precision, threads], key=lambda r: r["p50_ms"])
-                    yield {
-                        "runtime": kind,
-                        "precision": precision,
-                        "threads": threads,
-                        "hops_per_call": count,
-                        "context_s": 0.5,
-                        "output_snr_db": round(snr_db, 1),
-                        **{k: found[ROUNDS // 2][k] for k in ("p50_ms", "p99_ms", "rtf", "peak_rss_mb")},
-                        "rtf_low": fast["rtf"],
-                        "rtf_high": slow["rtf"],
-                    }
+    stream = separator.streaming.stream(bounded, hops)
+    with tempfile.TemporaryDirectory() as folder:
+        builds = {
+            build: streaming_artifact(stream, Path(folder), build[0], 2, build[1], build[2])
+            for build in PUBLISHED_BUILDS
+        }
+        times: dict[tuple[Any, int], list[dict[str, Any]]] = {}
+        for _ in range(ROUNDS):
+            for (build, (artifact, facts)), threads in itertools.product(builds.items(), (1, 2)):
+                row = bench.row(replace(artifact, threads=threads), facts, 3.0)
+                times.setdefault((build, threads), []).append(row)
+        for build, (artifact, facts) in builds.items():
+            kind, precision, native = build
+            with Separating(artifact, facts) as run:
+                snr_db = output_snr_db(run(x[None]), whole)
+            for threads in (1, 2):
+                fast, *_, slow = found = sorted(times[build, threads], key=lambda r: r["p50_ms"])
+                yield {
+                    "runtime": kind,
+                    "precision": precision,
+                    "ops": "native" if native else "portable",
+                    "threads": threads,
+                    "hops_per_call": hops,
+                    "context_s": 0.5,
+                    "output_snr_db": round(snr_db, 1),
+                    **{k: found[ROUNDS // 2][k] for k in ("p50_ms", "p99_ms", "rtf", "peak_rss_mb")},
+                    "rtf_low": fast["rtf"],
+                    "rtf_high": slow["rtf"],
+                }
 
 
 def main() -> None:
@@ -220,7 +224,7 @@ def main() -> None:
         "context": lambda: context(args.checkpoint),
         "paced": lambda: paced(bundle, args.paced_minutes),
         "window": lambda: window(bundle, args.checkpoint),
-        "published": lambda: published((7, 8)),
+        "published": lambda: published(8),
     }
     for name in args.part or names:
         rows = []

@@ -28,13 +28,6 @@ WEIGHTS = {
 }
 
 
-def compacted(serialized: bytes, *, narrow: bool = False, in_bodies: bool = True) -> bytes:
-    """``compact`` of a file."""
-    model = onnx.load_from_string(serialized)
-    compact(model, narrow=narrow, in_bodies=in_bodies)
-    return bytes(model.SerializeToString())
-
-
 def compact(model: onnx.ModelProto, *, narrow: bool = False, in_bodies: bool = True) -> None:
     """Constants and names are shortened.
 

@@ -36,20 +36,15 @@ def applies(model: onnx.ModelProto) -> bool:
     return any(_attention(graph, node) for node in graph.nodes)
 
 
-def fuse(model: onnx.ModelProto, integer_states: bool) -> onnx.ModelProto:
-    """A copy in fused form; the function it computes is the same, but attention rounds nothing but its past.
-
-    Args:
-        integer_states: the runtime's file may hold a state in eight bits (``onnxruntime_form``); else attention's past
-            is not rounded either.
-    """
+def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in fused form; the function it computes is the same, but attention rounds nothing but its past."""
     made = lstms_apart(model)
     graph, constants = Graph(made.graph), _Constants(made.graph)
     found = {a.out: a for node in graph.nodes if (a := _attention(graph, node))}
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         attention = found.get(node.output[0])
-        nodes += [node] if attention is None else _attended(graph, attention, constants, integer_states)
+        nodes += [node] if attention is None else _attended(graph, attention, constants)
     return _written(made, nodes)
 
 
@@ -149,12 +144,12 @@ def _attention(graph: Graph, softmax: NodeProto) -> Attention | None:
     )
 
 
-def _attended(graph: Graph, a: Attention, constants: _Constants, integer_states: bool) -> list[NodeProto]:
+def _attended(graph: Graph, a: Attention, constants: _Constants) -> list[NodeProto]:
     nodes, pasts = [], []
     attributes: dict[str, float] = {}
     for what, name in (("k", a.past_k), ("v", a.past_v)):
         past, rounding = graph.source(name), _rounding(graph, name)
-        if rounding is not None and integer_states:
+        if rounding is not None:
             scale, zero = rounding
             rounded = f"{a.out}_past_{what}"
             inputs = [past, constants.name(scale), constants.name(zero)]

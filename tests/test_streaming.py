@@ -15,7 +15,7 @@ from conftest import shallow, target, write_recipe
 from numpy.testing import assert_array_equal
 
 import edgesep
-from edgesep import InputError, Stream, UnsupportedError, blocks, load_separator, onnxruntime_form, open_bundle
+from edgesep import InputError, Stream, UnsupportedError, blocks, integer_states, load_separator, open_bundle
 from edgesep.audit import executed
 from edgesep.line import Line, deploy
 from edgesep.paced import longest_run, paced
@@ -207,7 +207,7 @@ def test_held_in_int8_or_in_float_the_estimates_are_the_same(
     made = []
     for how in ("int8", "float"):
         if how == "float":
-            monkeypatch.setattr(onnxruntime_form, "_integer_states", lambda _: None)
+            monkeypatch.setattr(integer_states, "hold_in_integers", lambda _: None)
         (tmp_path / how).mkdir()
         files = runtime("onnxruntime").build(source, tmp_path / how, "int8", {})
         with runtime("onnxruntime").Runner(tmp_path / how, files, "int8", 1) as runner:

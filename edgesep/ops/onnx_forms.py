@@ -123,7 +123,7 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
     elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
         made = fusion.fuse(made)
     elif getattr(runtime, "FUSES", False) and streams(made):
-        made = stream_fusion.fuse(made, getattr(runtime, "INTEGER_STATES", False))
+        made = stream_fusion.fuse(made)
     if native and getattr(runtime, "ROWS", False):
         made = rows.a_few_at_a_time(made)
     onnx.save(made, out)

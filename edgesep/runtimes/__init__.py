@@ -4,11 +4,10 @@ A runtime module holds ``PACKAGE`` (what pip calls it), ``version()``, ``build(m
 library)`` → file names, and ``Runner(folder, files, precision, threads, settings)``; optionally ``SETTINGS``, what may
 be set instead of its defaults (``tune``), ``STREAM_SETTINGS``, what suits a stream, ``CHUNKED_SCAN``, which portable
 form of the selective scan suits it, ``TAKES_KERNELS``, whether it runs the native one, ``FUSES``, whether those of
-fused units and of streams too, ``INTEGER_STATES``, whether its files may hold a stream's states in eight bits,
-``ROWS``, whether it gains from a few wide rows at a time (``edgesep.rows``), ``FIXES_LENGTH``, whether it gains from
-one length (setting ``fixed_length``), ``INT8``, the ``base.Int8Form`` that it multiplies in INT8, and
-``executed(folder, files, precision, threads, feeds)``, the kernels (``base.Executed``) of one query. It imports its own
-package and never torch (``eager`` excepted).
+fused units and of streams too, ``ROWS``, whether it gains from a few wide rows at a time (``edgesep.rows``),
+``FIXES_LENGTH``, whether it gains from one length (setting ``fixed_length``), ``INT8``, the ``base.Int8Form`` that it
+multiplies in INT8, and ``executed(folder, files, precision, threads, feeds)``, the kernels (``base.Executed``) of one
+query. It imports its own package and never torch (``eager`` excepted).
 """
 
 from __future__ import annotations

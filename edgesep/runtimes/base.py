@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+
+from edgesep.spec import StreamSpec
 
 #: input name → its shortest, usual and longest shape, for runtimes that compile for a range
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -46,6 +49,13 @@ class Executed:
     operator: str
     precision: str
     ms: float
+
+
+def started(described: str) -> dict[str, np.ndarray]:
+    """States of another type than float32, as a stream begins, from what a file says of itself (JSON)."""
+    stream = json.loads(described or "{}").get("stream")
+    states = StreamSpec.from_json(stream).states if stream else ()
+    return {state.name: state.start() for state in states if state.dtype != "float32"}
 
 
 class Runner(Protocol):

@@ -14,15 +14,14 @@ import numpy as np
 import onnxruntime
 
 from edgesep import kernels
-from edgesep.runtimes.base import Executed, Int8Form, Shapes
-from edgesep.spec import StreamSpec, UnsupportedError, VerificationError, refuse_shapes
+from edgesep.runtimes.base import Executed, Int8Form, Shapes, started
+from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
 PRECISIONS = ("fp32", "fp16", "int8")
 # A convolution between DequantizeLinear and anything else would be computed in float.
 INT8 = Int8Form(outputs=True, recurrent=True, narrow=True)
 FUSES = True  # its adapter has the kernels of fused units
-INTEGER_STATES = True  # its form holds a state in eight bits if nobody reads more
 ROWS = True  # its Scan copies nothing
 PROFILED = 5  # queries
 #: setting → what may be tried instead of the default. Idle threads that do not spin leave the core to others between
@@ -60,7 +59,7 @@ def executed(
         tempfile.TemporaryDirectory() as scratch,
         Runner(folder, files, precision, threads, profile=Path(scratch)) as runner,
     ):
-        given = {**feeds, **runner.started()}
+        given = {**feeds, **started(runner.described)}
         for _ in range(PROFILED):
             runner.run(given)
         events = json.loads(Path(runner.end_profiling()).read_text())
@@ -122,19 +121,13 @@ class Runner:
         except Exception as e:  # the pybind layer has no common base class for its errors
             raise VerificationError(f"ONNX Runtime {version()} does not load {self.model}: {e}") from e
         self._outputs = [o.name for o in self._session.get_outputs()]
-        described = json.loads(self._session.get_modelmeta().custom_metadata_map.get("edgesep", "{}"))
-        states = StreamSpec.from_json(described["stream"]).states if described.get("stream") else ()
-        self._narrow = {state.name: state for state in states if state.dtype != "float32"}
+        self.described = self._session.get_modelmeta().custom_metadata_map.get("edgesep", "")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._session
-
-    def started(self) -> dict[str, np.ndarray]:
-        """States of another type than float32, as a stream begins."""
-        return {name: state.start() for name, state in self._narrow.items()}
 
     def end_profiling(self) -> str:
         """The profile's file."""
@@ -151,8 +144,9 @@ class Runner:
     def bound(self, feeds: dict[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         refuse_shapes(feeds, {i.name: i.shape for i in self._session.get_inputs()})
         session, binding = self._session, self._session.io_binding()
-        feeds.update(self.started())
-        types = {f"next_{name}": state.dtype for name, state in self._narrow.items()}
+        narrow = started(self.described)
+        feeds.update(narrow)
+        types = {f"next_{name}": state.dtype for name, state in narrow.items()}
         made = {o.name: np.empty(o.shape, types.get(o.name, np.float32)) for o in session.get_outputs()}
         for name, array in feeds.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -345,23 +345,41 @@ class PooledSum : public ov::op::Op {
   float x_slope_ = 1;
 };
 
+struct Rounding {
+  float k_scale = 0, k_zero = 0, v_scale = 0, v_zero = 0;
+};
+
 class PastAttention : public ov::op::Op {
  public:
   OPENVINO_OP("PastAttention", "edgesep");
 
   PastAttention() = default;
-  explicit PastAttention(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+  PastAttention(const ov::OutputVector& inputs, const Rounding& rounding) : Op(inputs), rounding_(rounding) {
+    constructor_validate_and_infer_types();
+  }
 
   void validate_and_infer_types() override {
-    require_float(*this);
+    for (size_t i = 0; i < get_input_size(); ++i) {
+      const bool bytes = (i == 3 && rounding_.k_scale != 0) || (i == 4 && rounding_.v_scale != 0);
+      const ov::element::Type wanted = bytes ? ov::element::u8 : ov::element::f32;
+      OPENVINO_ASSERT(get_input_element_type(i).is_dynamic() || get_input_element_type(i) == wanted,
+                      "edgesep::PastAttention: ", edgesep::kAttentionNames[i], " is ", get_input_element_type(i),
+                      ", expected ", wanted);
+    }
     set_output_type(0, ov::element::f32, get_input_partial_shape(2));
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<PastAttention>(inputs);
+    return std::make_shared<PastAttention>(inputs, rounding_);
   }
 
-  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("k_scale", rounding_.k_scale);
+    visitor.on_attribute("k_zero", rounding_.k_zero);
+    visitor.on_attribute("v_scale", rounding_.v_scale);
+    visitor.on_attribute("v_zero", rounding_.v_zero);
+    return true;
+  }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
@@ -370,8 +388,12 @@ class PastAttention : public ov::op::Op {
     const std::string wrong = edgesep::check_attention(in.shapes, &attention);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::PastAttention: ", wrong);
     outputs[0].set_shape(inputs[2].get_shape());
-    attention.q = in.data(0), attention.k = in.data(1), attention.v = in.data(2);
-    attention.past_k = in.data(3), attention.past_v = in.data(4), attention.hidden = in.data(5);
+    attention.q = in.data(0), attention.k = in.data(1), attention.v = in.data(2), attention.hidden = in.data(5);
+    const ov::Tensor &past_k = inputs[3], &past_v = inputs[4];
+    attention.past_k = past_k.data();
+    attention.past_v = past_v.data();
+    attention.k_scale = rounding_.k_scale, attention.k_zero = rounding_.k_zero;
+    attention.v_scale = rounding_.v_scale, attention.v_zero = rounding_.v_zero;
     attention.y = outputs[0].data<float>();
     const std::unique_ptr<float[]> weights(new float[static_cast<size_t>(edgesep_attention_workspace(&attention))]);
     attention.weights = weights.get();
@@ -379,6 +401,9 @@ class PastAttention : public ov::op::Op {
     split(attention, edgesep_attention_values, attention.items * edgesep_attention_chunks(&attention));
     return true;
   }
+
+ private:
+  Rounding rounding_;
 };
 
 class LstmSteps : public ov::op::Op {
@@ -492,10 +517,18 @@ ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<PooledSum>(inputs, given, node.get_attribute<float>("x_slope", 1))->outputs();
 }
 
-template <class Operation>
-ov::OutputVector plain_from_onnx(const ov::frontend::NodeContext& node) {
+ov::OutputVector attention_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
-  return std::make_shared<Operation>(present(node, &given))->outputs();
+  const ov::OutputVector inputs = present(node, &given);
+  const auto value = [&node](const char* name) { return node.get_attribute<float>(name, 0); };
+  return std::make_shared<PastAttention>(
+             inputs, Rounding{value("k_scale"), value("k_zero"), value("v_scale"), value("v_zero")})
+      ->outputs();
+}
+
+ov::OutputVector lstm_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  return std::make_shared<LstmSteps>(present(node, &given))->outputs();
 }
 
 }  // namespace
@@ -511,5 +544,5 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
      std::make_shared<ConversionExtension>("GlobalStats", "edgesep", stats_from_onnx),
      std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx),
-     std::make_shared<ConversionExtension>("PastAttention", "edgesep", plain_from_onnx<PastAttention>),
-     std::make_shared<ConversionExtension>("LstmSteps", "edgesep", plain_from_onnx<LstmSteps>)}));
+     std::make_shared<ConversionExtension>("PastAttention", "edgesep", attention_from_onnx),
+     std::make_shared<ConversionExtension>("LstmSteps", "edgesep", lstm_from_onnx)}));
