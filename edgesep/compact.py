@@ -43,7 +43,8 @@ def compact(model: onnx.ModelProto, *, narrow: bool = False, in_bodies: bool = T
 
 
 def tabulate_stft(model: onnx.ModelProto) -> None:
-    """Windowed Fourier kernels ``(2·F, 1, n)`` are written as a window times entries of a cosine table.
+    """Windowed Fourier kernels ``(2·F, 1, n)``, ``(2·F, n)`` or ``(n, 2·F)`` are written as a window times entries of a
+    cosine table.
 
     Row k of the first F is ``cos(2·pi·k·t/N)``, of the second ``-sin``, N = 2·(F-1); t ends with N-1; in front of it
     may stand a factor of the row. The same to the last bit or two of float32.
@@ -74,11 +75,17 @@ def tabulate_stft(model: onnx.ModelProto) -> None:
     replace_nodes(graph, [*made, *graph.node])
 
 
-def _cosines(kernel: np.ndarray) -> dict[str, np.ndarray] | None:
-    """What a kernel ``(2·F, 1, n)`` of ``tabulate_stft`` is made of; None where it is another."""
-    if kernel.ndim != 3 or kernel.shape[1] != 1:
+def _cosines(value: np.ndarray) -> dict[str, np.ndarray] | None:
+    """What a kernel of ``tabulate_stft`` is made of; None where it is another."""
+    if value.ndim == 3 and value.shape[1] == 1:
+        return _table(value[:, 0], (0, 2))
+    if value.ndim != 2:
         return None
-    kernel = kernel[:, 0]
+    return _table(value, (0, 1)) or _table(value.T, (1, 0))
+
+
+def _table(kernel: np.ndarray, axes: tuple[int, int]) -> dict[str, np.ndarray] | None:
+    """The same for ``(2·F, n)``, its parts along two axes of the constant."""
     rows, samples = kernel.shape
     size = rows - 2
     if rows < 6 or rows % 2 or not 2 < samples <= size:
@@ -96,14 +103,15 @@ def _cosines(kernel: np.ndarray) -> dict[str, np.ndarray] | None:
     factor = factor.astype(np.float32)
     if np.abs(waves * window * factor[:, None] - kernel).max() > 1e-6 * np.abs(kernel).max():
         return None
+    along_rows, along_times = (tuple(d for d in range(max(axes) + 1) if d != axis) for axis in axes)
     return {
-        "bins": bins[:, None, None],
-        "times": times[None, None],
-        "turned": turned[:, None, None],
+        "bins": np.expand_dims(bins, along_rows),
+        "times": np.expand_dims(times, along_times),
+        "turned": np.expand_dims(turned, along_rows),
         "size": np.asarray(size, np.int32),
         "table": table,
-        "window": window[None, None],
-        "factor": factor[:, None, None],
+        "window": np.expand_dims(window, along_times),
+        "factor": np.expand_dims(factor, along_rows),
     }
 
 
@@ -167,7 +175,8 @@ def narrow_constants(model: onnx.ModelProto, in_bodies: bool = True) -> None:
 
 def _integers_of(value: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """``_eight_bits`` of a value that is no more than that, along any axes, and smaller so than as float16."""
-    for axes in ((0,), (value.ndim - 1,), (0, 1)) if value.ndim > 1 else ():
+    every = {tuple(a % value.ndim for a in axes) for _, axes in WEIGHTS.values() if max(axes) < value.ndim > 1}
+    for axes in sorted(every):
         integers, steps = _eight_bits(value, axes)
         smaller = value.nbytes // 2 - integers.nbytes - steps.nbytes > LEAST
         if smaller and np.all(np.abs(integers - value * steps) <= 2e-4):  # of 127: the last bits of float32

@@ -11,7 +11,9 @@ from numpy.testing import assert_allclose
 from onnx import TensorProto, helper, numpy_helper
 
 from edgesep import compact, runtimes
+from edgesep.ops import lstm_steps
 from edgesep.separators.spectral import CausalStft, Stft
+from edgesep.separators.tfacm_stream import HopStft
 from edgesep.verify import output_snr_db
 
 
@@ -49,6 +51,31 @@ def test_fourier_kernels_are_written_as_a_window_and_a_table_of_one_cosine(stft:
         compact.tabulate_stft(model)
         assert bytes_of(model) < 0.15 * before
         assert output_snr_db(run(model, x), wanted) > 125
+
+
+@pytest.mark.parametrize("kernel", ["forward_kernel", "inverse_kernel"])
+def test_fourier_kernels_of_a_hop_are_a_table_too(kernel: str) -> None:
+    given = getattr(HopStft(CausalStft(64, 20, 40), 1), kernel).numpy()
+    x = np.random.default_rng(0).standard_normal((3, len(given)), np.float32)
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": given}, ["b", len(given)])
+    wanted, before = run(model, x), bytes_of(model)
+    compact.round_weights(model)
+    compact.tabulate_stft(model)
+    assert bytes_of(model) < 0.15 * before
+    assert output_snr_db(run(model, x), wanted) > 125
+
+
+def test_recurrent_weights_of_steps_are_rounded_and_stored_in_eight_bits() -> None:
+    r = np.random.default_rng(0)
+    weight = lstm_steps.grouped(r.standard_normal((24, 96)).astype(np.float32))
+    state = np.zeros((1, 5, 24), np.float32)
+    node = helper.make_node("LstmSteps", ["x", "w", "h", "h"], ["y"], domain="edgesep")
+    model = model_of([node], {"w": weight, "h": state}, [7, 5, 96])
+    compact.round_weights(model)
+    (rounded,) = (numpy_helper.to_array(c) for c in model.graph.initializer if c.name == "w")
+    assert 30 < output_snr_db(rounded, weight) < 60
+    compact.compact(model, narrow=True)
+    assert bytes_of(model) < 0.4 * weight.nbytes
 
 
 def test_other_kernels_of_that_shape_are_left_alone() -> None:

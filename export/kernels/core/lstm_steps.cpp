@@ -89,30 +89,32 @@ void over_rows(const Step& first, int64_t rows) {
 }  // namespace
 
 void lstm(const EdgesepLstm* s, int64_t first, int64_t end) {
-  const int64_t all = s->sets * s->rows, blocks = edgesep_lstm_blocks(s), H = s->hidden;
+  const int64_t blocks = edgesep_lstm_blocks(s), H = s->hidden;
+  std::vector<float> cells, zeros;
   for (int64_t block = first; block < end; ++block) {
-    const int64_t begin = all * block / blocks, stop = all * (block + 1) / blocks, count = (stop - begin) * H;
-    std::vector<float> cell(static_cast<size_t>(count)), zeros;
-    if (s->initial_c) std::copy_n(s->initial_c + begin * H, count, cell.begin());
-    if (!s->initial_h) zeros.resize(static_cast<size_t>(count));
-    const float* before = s->initial_h ? s->initial_h + begin * H : zeros.data();
-    for (int64_t l = 0; l < s->steps; ++l) {
-      float* after = s->y + (l * all + begin) * H;
-      for (int64_t row = begin; row < stop;) {  // rows of one set at a time
-        const int64_t set = row / s->rows, last = std::min(stop, (set + 1) * s->rows), at = (row - begin) * H;
+    const int64_t begin = s->rows * block / blocks, rows = s->rows * (block + 1) / blocks - begin, size = rows * H;
+    cells.assign(static_cast<size_t>(s->sets * size), 0.0f);
+    if (!s->initial_h) zeros.resize(static_cast<size_t>(size));
+    const auto of_set = [&](int64_t set) { return (set * s->rows + begin) * H; };
+    for (int64_t set = 0; set < s->sets && s->initial_c; ++set)
+      std::copy_n(s->initial_c + of_set(set), size, cells.data() + set * size);
+    for (int64_t l = 0; l < s->steps; ++l)
+      for (int64_t set = 0; set < s->sets; ++set) {
+        float* after = s->y + l * s->sets * s->rows * H + of_set(set);
+        const float* before = l ? after - s->sets * s->rows * H : s->initial_h ? s->initial_h + of_set(set) : zeros.data();
         const int64_t frame = s->order ? s->order[l * s->sets + set] : l;
         if (frame < 0)
-          std::copy_n(before + at, (last - row) * H, after + at);
+          std::copy_n(before, size, after);
         else
-          over_rows({s->recurrent, H, s->gates + (frame * s->rows + row - set * s->rows) * kGates * H, before + at,
-                     cell.data() + at, after + at},
-                    last - row);
-        row = last;
+          over_rows({s->recurrent, H, s->gates + (frame * s->rows + begin) * kGates * H, before,
+                     cells.data() + set * size, after},
+                    rows);
       }
-      before = after;
+    for (int64_t set = 0; set < s->sets; ++set) {
+      const float* last = s->y + (s->steps - 1) * s->sets * s->rows * H + of_set(set);
+      if (s->last_h) std::copy_n(last, size, s->last_h + of_set(set));
+      if (s->last_c) std::copy_n(cells.data() + set * size, size, s->last_c + of_set(set));
     }
-    if (s->last_h) std::copy_n(before, count, s->last_h + begin * H);
-    if (s->last_c) std::copy_n(cell.begin(), count, s->last_c + begin * H);
   }
 }
 
