@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import drop_dead, replace_nodes
+from edgesep.onnx_edit import Constants, drop_dead, replace_nodes
 from edgesep.units import Graph, Unit, find, flags, lazily_raised
 
 DOMAIN = "edgesep"
@@ -54,7 +54,7 @@ class _Fusing:
         #: deferred map → what its readers need: rows, statistics, bias
         self.raw: dict[str, tuple[str, str, str]] = {}
         self.made: list[NodeProto] = []
-        self.added: dict[bytes, str] = {}
+        self.constants = Constants(graph, "fused")
 
     def run(self) -> None:
         for node in self.graph.nodes:
@@ -135,14 +135,8 @@ class _Fusing:
         return outputs[0]
 
     def _constant(self, value: np.ndarray | None) -> str:
-        """The name of a constant, one for equal values (iterations share their weights); empty for none."""
-        if value is None:
-            return ""
-        key = value.tobytes() + str((value.shape, value.dtype)).encode()
-        if key not in self.added:
-            self.added[key] = f"fused_{len(self.added)}"
-            self.written.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), self.added[key]))
-        return self.added[key]
+        """The name of a constant; empty for none."""
+        return "" if value is None else self.constants.name(value)
 
     # -- operators -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgesep import compact, graph, kernels, onnx_edit
+from edgesep import compact, graph, kernels, onnx_edit, stream_fusion
 from edgesep.graph import layer_of
 from edgesep.ops import onnx_forms
 from edgesep.runtimes.base import Int8Form
@@ -181,11 +181,17 @@ def _session(model: onnx.ModelProto, options: Any) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def quantized_share(path: Path, separator: Separator) -> dict[str, Any]:
-    """Which share of the multiply-accumulates of one second is between DequantizeLinear nodes or in INT8 LSTMs."""
-    counted = counted_macs(onnx.load(path), separator)
+def quantized_share(path: Path, separator: Separator, fused: bool = False) -> dict[str, Any]:
+    """Which share of the multiply-accumulates of one second is between DequantizeLinear nodes or in INT8 LSTMs.
+
+    Args:
+        fused: it will run on native kernels, some of which sum in float.
+    """
+    model = onnx.load(path)
+    counted = counted_macs(model, separator)
+    kept = stream_fusion.in_float(model) if fused else set()
     total = sum(macs for _, macs, _ in counted)
-    quantized = sum(macs for _, macs, dequantized in counted if dequantized)
+    quantized = sum(macs for node, macs, dequantized in counted if dequantized and node.output[0] not in kept)
     seconds = separator.stream.call_samples / separator.stream.sample_rate_hz if separator.stream else 1.0
     return {"gmacs_per_s": total / seconds / 1e9, "quantized_macs_share": quantized / total if total else 0.0}
 

@@ -13,6 +13,21 @@ from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 
+class Constants:
+    """Constants that are added to a graph, one for equal values (iterations share their weights)."""
+
+    def __init__(self, graph: onnx.GraphProto, prefix: str):
+        self.graph, self.prefix = graph, prefix
+        self.names: dict[bytes, str] = {}
+
+    def name(self, value: np.ndarray) -> str:
+        key = value.tobytes() + str((value.shape, value.dtype)).encode()
+        if key not in self.names:
+            self.names[key] = f"{self.prefix}_constant_{len(self.names)}"
+            self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), self.names[key]))
+        return self.names[key]
+
+
 def clean(model: onnx.ModelProto) -> None:
     """Quantized weights as integers, each constant once, no traces of the exporter."""
     fold_quantized_weights(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -94,12 +93,12 @@ def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -
 
 def _round_first(written: onnx.GraphProto) -> None:
     """Values are rounded before they are gathered into windows, not as often as they are read; bit for bit the same."""
-    graph = Graph(written)
+    graph, constants = Graph(written), {c.name: tuple(c.dims) for c in written.initializer}
     early: dict[int, onnx.NodeProto] = {}  # what stands in front of a node
     late: set[int] = set()
     for node in graph.nodes:
-        if node.op_type != "QuantizeLinear" or graph.constants.get(node.input[1], np.zeros(2)).size > 1:
-            continue
+        if node.op_type != "QuantizeLinear" or any(constants.get(name) != () for name in node.input[1:]):
+            continue  # a step of its own for each channel, or one that is made in the graph
         moves: list[onnx.NodeProto] = []
         name, *step = node.input
         while len(graph.readers[name]) == 1 and name not in graph.outputs and name in graph.producer:

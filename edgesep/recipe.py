@@ -57,9 +57,10 @@ class StreamSection(Section):
 
 
 class TargetSection(Section):
-    """One artifact. ``threads = 0`` leaves the number to the runtime; ``ops = "native"`` runs the selective scan and
-    the units of U-Conv separators on kernels that are compiled for this machine, "portable" all in the runtime's own
-    operators. ``fixed_length``: compiled for the length of a query, and again, in seconds, when that changes."""
+    """One artifact. ``threads = 0`` leaves the number to the runtime; ``ops = "native"`` runs the selective scan, the
+    units of U-Conv separators and the attention and LSTMs of streams on kernels that are compiled for this machine,
+    "portable" all in the runtime's own operators. ``fixed_length``: compiled for the length of a query, and again, in
+    seconds, when that changes."""
 
     runtime: str
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"

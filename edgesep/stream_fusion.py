@@ -20,27 +20,31 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import drop_dead, fold_rearranged, replace_nodes
-from edgesep.ops.lstm_steps import grouped
-from edgesep.units import Graph
+from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, replace_nodes
+from edgesep.ops import lstm_steps, past_attention
+from edgesep.units import Graph, flags
 
-DOMAIN = "edgesep"
 HELD = -1  # in an order: the set stays as it is
+LAST = (-1, 3)  # axis of scores
 
 
 def applies(model: onnx.ModelProto) -> bool:
     """Whether the graph holds attention over states, which ``fuse`` makes one operator."""
-    graph = Graph(model.graph)
-    return any(_attention(graph, node) for node in graph.nodes)
+    return bool(_attentions(model))
+
+
+def in_float(model: onnx.ModelProto) -> set[str]:
+    """What those products make that ``fuse`` takes into attention: it sums in float even what is rounded here."""
+    return {name for a in _attentions(model).values() for name in a.products}
 
 
 def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in fused form; the function it computes is the same, but attention rounds nothing but its past."""
+    """A copy in fused form; the function it computes is the same, but that attention rounds nothing but its past (and
+    for ``lstms_apart``)."""
     made = lstms_apart(model)
-    graph, constants = Graph(made.graph), _Constants(made.graph)
-    found = {a.out: a for node in graph.nodes if (a := _attention(graph, node))}
+    graph, constants, found = Graph(made.graph), Constants(made.graph, "attention"), _attentions(made)
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         attention = found.get(node.output[0])
@@ -49,16 +53,13 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with every LSTM as its input projection and ``LstmSteps``; the function it computes is the same."""
+    """A copy with every LSTM as its input projection and ``LstmSteps``; the function it computes is the same, but for
+    what a set puts out at steps at which it is held, which nobody should read."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     fold_rearranged(made)  # their weights are put together from pieces
-    inferred = onnx.shape_inference.infer_shapes(made).graph
-    shapes = {
-        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in (*inferred.value_info, *inferred.input)
-    }
-    graph, steps = Graph(made.graph), _Steps(Graph(made.graph), _Constants(made.graph), shapes)
+    graph = Graph(made.graph)
+    steps = _Steps(graph, Constants(made.graph, "lstm"), _shapes(made))
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         lstm = _lstm(graph, node)
@@ -71,24 +72,16 @@ def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
 def _written(model: onnx.ModelProto, nodes: list[NodeProto]) -> onnx.ModelProto:
     replace_nodes(model.graph, nodes)
     drop_dead(model.graph)
-    if any(n.domain == DOMAIN for n in model.graph.node) and all(o.domain != DOMAIN for o in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    domain = lstm_steps.DOMAIN
+    if any(n.domain == domain for n in model.graph.node) and all(o.domain != domain for o in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, lstm_steps.VERSION))
     return model
 
 
-class _Constants:
-    """Constants that are added to a graph, one for equal values."""
-
-    def __init__(self, graph: onnx.GraphProto):
-        self.graph = graph
-        self.names: dict[bytes, str] = {}
-
-    def name(self, value: np.ndarray) -> str:
-        key = value.tobytes() + str((value.shape, value.dtype)).encode()
-        if key not in self.names:
-            self.names[key] = f"{self.graph.node[0].name}_constant_{len(self.names)}"
-            self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), self.names[key]))
-        return self.names[key]
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    typed = [v for v in (*inferred.value_info, *inferred.input) if v.type.tensor_type.HasField("shape")]
+    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in typed}
 
 
 def _made_by(graph: Graph, name: str, kind: str) -> NodeProto | None:
@@ -102,7 +95,8 @@ def _made_by(graph: Graph, name: str, kind: str) -> NodeProto | None:
 
 @dataclass(frozen=True)
 class Attention:
-    """Names of what attention reads; the past as products take it, perhaps rounded, keys before they are transposed."""
+    """Names of what attention reads; the past as products take it, perhaps rounded, keys before they are transposed.
+    ``products`` are what its four products make."""
 
     q: str
     k: str
@@ -111,40 +105,56 @@ class Attention:
     past_v: str
     hidden: str
     out: str
+    products: tuple[str, ...]
+
+
+def _attentions(model: onnx.ModelProto) -> dict[str, Attention]:
+    """By the tensor that each makes."""
+    graph, shapes = Graph(model.graph), _shapes(model)
+    found = (_attention(graph, node, shapes) for node in graph.nodes if node.op_type == "Softmax")
+    return {a.out: a for a in found if a is not None}
 
 
 def _turned(graph: Graph, name: str) -> str:
     """What a product takes with its last two axes swapped, as it was before; rounded first or then. Empty if not so."""
     node = _made_by(graph, name, "Transpose")
-    return node.input[0] if node and list(node.attribute[0].ints) == [0, 1, 3, 2] else ""
+    return node.input[0] if node and flags(node).get("perm") == [0, 1, 3, 2] else ""
 
 
-def _attention(graph: Graph, softmax: NodeProto) -> Attention | None:
-    if softmax.op_type != "Softmax":
-        return None
+def _attention(graph: Graph, softmax: NodeProto, shapes: dict[str, tuple[int, ...]]) -> Attention | None:
     total = _made_by(graph, softmax.input[0], "Add")
     scores = total and _made_by(graph, total.input[0], "Concat")
-    if not total or not scores or len(scores.input) != 2:
+    if not total or not scores or len(scores.input) != 2 or len(shapes.get(total.input[1], ())) != 2:
         return None
     with_past, with_own = (_made_by(graph, name, "MatMul") for name in scores.input)
-    parts = [graph.only_reader(n.output[0]) for n in graph.readers[softmax.output[0]] if n.op_type == "Slice"]
-    if not with_past or not with_own or len(parts) != 2:
-        return None
-    past, own = parts
+    slices = [n for n in graph.readers[softmax.output[0]] if n.op_type == "Slice"]
+    past, own = (graph.only_reader(n.output[0]) for n in slices) if _in_two(graph, slices) else (None, None)
     behind = past and graph.only_reader(past.output[0])
-    if not past or not own or not behind or behind.op_type != "Add" or graph.only_reader(own.output[0]) != behind:
+    along = [flags(n).get("axis", -1) in LAST for n in (softmax, scores)]
+    products = [n for n in (with_past, with_own, past, own) if n is not None and n.op_type == "MatMul"]
+    if not all(along) or len(products) < 4 or not behind or behind.op_type != "Add":
         return None
-    past_k, k = _turned(graph, with_past.input[1]), _turned(graph, with_own.input[1])
-    q, other = (graph.source(n.input[0]) for n in (with_past, with_own))
-    pasts = [graph.source(past_k), graph.source(past.input[1])]
+    if graph.only_reader(products[3].output[0]) != behind:
+        return None
+    past_k, k, past_v = *(_turned(graph, n.input[1]) for n in products[:2]), products[2].input[1]
+    q, other = (graph.source(n.input[0]) for n in products[:2])
+    pasts = [graph.source(past_k), graph.source(past_v)]
     if not k or q != other or any(graph.producer.get(p) for p in pasts) or not all(pasts):
         return None  # the past is what the caller hands over
-    return Attention(
-        q, graph.source(k), graph.source(own.input[1]), past_k, past.input[1], total.input[1], behind.output[0]
-    )
+    own_k, own_v, made = graph.source(k), graph.source(products[3].input[1]), tuple(n.output[0] for n in products)
+    return Attention(q, own_k, own_v, past_k, past_v, total.input[1], behind.output[0], made)
 
 
-def _attended(graph: Graph, a: Attention, constants: _Constants) -> list[NodeProto]:
+def _in_two(graph: Graph, slices: list[NodeProto]) -> bool:
+    """Whether two slices are all of the last axis, one behind the other."""
+    bounds = [[graph.constants.get(name, np.zeros(2)).ravel() for name in n.input[1:]] for n in slices]
+    if len(bounds) != 2 or any(len(b) < 3 or any(v.size > 1 for v in b) or b[2][0] not in LAST for b in bounds):
+        return False
+    (start, end, *_), (next_start, last, *_) = ([int(v[0]) for v in b] for b in bounds)
+    return start == 0 < end == next_start < last and all(len(b) < 4 or b[3][0] == 1 for b in bounds)
+
+
+def _attended(graph: Graph, a: Attention, constants: Constants) -> list[NodeProto]:
     nodes, pasts = [], []
     attributes: dict[str, float] = {}
     for what, name in (("k", a.past_k), ("v", a.past_v)):
@@ -157,7 +167,8 @@ def _attended(graph: Graph, a: Attention, constants: _Constants) -> list[NodePro
             attributes |= {f"{what}_scale": float(scale), f"{what}_zero": float(zero)}
             past = rounded
         pasts.append(past)
-    nodes.append(_own("PastAttention", [a.q, a.k, a.v, *pasts, a.hidden], [a.out], f"{a.out}_attention", **attributes))
+    inputs = [a.q, a.k, a.v, *pasts, a.hidden]
+    nodes.append(_own(past_attention.NAME, inputs, [a.out], f"{a.out}_attention", **attributes))
     return nodes
 
 
@@ -165,7 +176,7 @@ def _rounding(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Scale and zero point of a tensor that is rounded to uint8, before it is transposed or then."""
     names = [name, *(n.output[0] for n in graph.readers[name] if n.op_type == "Transpose")]
     pair = next((p for made, p in graph.pairs.items() if made in names or p[0].input[0] in names), None)
-    if pair is None:
+    if pair is None or len(pair[0].input) < 3 or any(i not in graph.constants for i in pair[0].input[1:3]):
         return None
     scale, zero = (graph.constants[i] for i in pair[0].input[1:3])
     return (scale, zero) if scale.size == 1 and zero.dtype == np.uint8 else None
@@ -194,12 +205,15 @@ class Sets:
     holds: str
 
 
+USUAL = {"direction": b"forward", "layout": 0, "input_forget": 0}  # of an LSTM
+
+
 def _lstm(graph: Graph, node: NodeProto) -> Lstm | None:
     if node.op_type != "LSTM":
         return None
     x, _, _, _, lengths, h, c, peepholes = [*node.input, *[""] * 8][:8]
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    plain = given.get("direction", b"forward") == b"forward" and not given.get("layout", 0) and "clip" not in given
+    plain = all(flags(node).get(name, usual) == usual for name, usual in USUAL.items())
+    plain &= {a.name for a in node.attribute} <= {"hidden_size", *USUAL}
     values = [graph.value(name) for name in node.input[1:4]]
     if not (plain and x and h and c) or lengths or peepholes or any(v is None for v in values):
         return None
@@ -211,9 +225,12 @@ def _sets(graph: Graph, lstm: Lstm) -> Sets | None:
     """How sets of rows are put together, if the LSTM's input is frames for each of them and inputs that hold."""
     joined = _made_by(graph, lstm.node.input[0], "Concat")
     frames = joined and _made_by(graph, joined.input[0], "Concat")
-    if not joined or not frames or [a.i for n in (joined, frames) for a in n.attribute] != [2, 1]:
+    if not joined or not frames or [flags(n)["axis"] for n in (joined, frames)] != [2, 1]:
         return None
     gathers = [_made_by(graph, name, "Gather") for name in frames.input]
+    last_h = lstm.node.output[1] if len(lstm.node.output) > 1 else ""
+    if any(g is not None and flags(g).get("axis", 0) for g in gathers) or (last_h and graph.readers[last_h]):
+        return None  # a set that is held would still put out a new h
     x = next((name for name, gather in zip(frames.input, gathers, strict=True) if gather is None), "")
     taken = tuple("" if g is None else g.input[1] for g in gathers)
     bases = {name if g is None else g.input[0] for name, g in zip(frames.input, gathers, strict=True)}
@@ -228,9 +245,9 @@ def _sets(graph: Graph, lstm: Lstm) -> Sets | None:
 class _Steps:
     """Writes LSTMs; orders of the same sets are written once."""
 
-    def __init__(self, graph: Graph, constants: _Constants, shapes: dict[str, tuple[int, ...]]):
+    def __init__(self, graph: Graph, constants: Constants, shapes: dict[str, tuple[int, ...]]):
         self.graph, self.constants, self.shapes = graph, constants, shapes
-        self.orders: dict[Sets, str] = {}
+        self.orders: dict[tuple[tuple[str, ...], str], str] = {}
 
     def of(self, lstm: Lstm) -> list[NodeProto]:
         node, x, weight = lstm.node, lstm.node.input[0], lstm.weight
@@ -239,10 +256,11 @@ class _Steps:
         order: list[str] = []
         if sets is not None and (kept := _without_holding(weight)):
             x, weight = sets.x, weight[:kept]
-            if sets not in self.orders:
-                self.orders[sets] = f"{node.name}_order"
-                nodes += self._order(sets, self.orders[sets])
-            order = [self.orders[sets]]
+            key = sets.taken, sets.holds
+            if key not in self.orders:
+                self.orders[key] = f"{node.name}_order"
+                nodes += self._order(sets, self.orders[key])
+            order = [self.orders[key]]
         flat = _made_by(self.graph, x, "Reshape")  # rows, perhaps, that were given another shape for the LSTM
         if flat is not None and self.shapes.get(flat.input[0], ())[1:] == weight.shape[:1]:
             rows = flat.input[0]
@@ -252,11 +270,11 @@ class _Steps:
             nodes.append(helper.make_node("Reshape", [x, shape], [rows], rows))
         gates, names = (
             f"{node.name}_gates",
-            [self.constants.name(v) for v in (weight, lstm.bias, grouped(lstm.recurrent))],
+            [self.constants.name(v) for v in (weight, lstm.bias, lstm_steps.grouped(lstm.recurrent))],
         )
         nodes.append(helper.make_node("Gemm", [rows, *names[:2]], [gates], gates))
         outputs = [node.output[0] or f"{node.name}_y", *node.output[1:]]
-        nodes.append(_own("LstmSteps", [gates, names[2], *node.input[5:7], *order], outputs, f"{node.name}_steps"))
+        nodes.append(_own(lstm_steps.NAME, [gates, names[2], *node.input[5:7], *order], outputs, f"{node.name}_steps"))
         return nodes
 
     def _order(self, sets: Sets, out: str) -> list[NodeProto]:
@@ -277,7 +295,7 @@ def _without_transposition(graph: Graph, y: str) -> None:
     """What an LSTM made, ``(L, 1, rows, H)``, needs none in front of a Reshape: an axis of one moves nothing."""
     for node in graph.readers[y]:
         behind = graph.readers[node.output[0]]
-        moves = node.op_type == "Transpose" and list(node.attribute[0].ints) == [0, 2, 1, 3]
+        moves = node.op_type == "Transpose" and flags(node).get("perm") == [0, 2, 1, 3]
         if moves and all(n.op_type == "Reshape" and 0 not in graph.constants.get(n.input[1], (0,)) for n in behind):
             for reader in behind:
                 reader.input[0] = y
@@ -292,4 +310,4 @@ def _without_holding(weight: np.ndarray) -> int:
 
 
 def _own(kind: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> NodeProto:
-    return helper.make_node(kind, inputs, outputs, name, domain=DOMAIN, **attributes)
+    return helper.make_node(kind, inputs, outputs, name, domain=lstm_steps.DOMAIN, **attributes)

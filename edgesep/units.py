@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from edgesep.onnx_edit import nodes
+
 MAX_TAPS = 7  # of the kernels
 
 
@@ -61,7 +63,8 @@ class Graph:
         #: output of DequantizeLinear → the pair
         self.pairs: dict[str, tuple[NodeProto, NodeProto]] = {}
         for n in self.nodes:
-            for name in n.input:
+            bodies = [a.g for a in n.attribute if a.HasField("g")]
+            for name in (*n.input, *(name for body in bodies for inner in nodes(body) for name in inner.input)):
                 self.readers[name].append(n)
             if n.op_type == "Constant":
                 (value,) = n.attribute

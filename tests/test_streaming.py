@@ -29,7 +29,7 @@ from edgesep.verify import output_snr_db
 
 HOP, SYNTHESIS = 8, 16
 STREAM = "[stream]\nhops_per_call = {hops}\ncontext_s = 0.05\n"
-TARGETS = target("onnxruntime") + target("onnxruntime", "int8") + target("openvino")
+TARGETS = "".join(target(kind, precision) for kind in ("onnxruntime", "openvino") for precision in ("fp32", "int8"))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,7 @@ def test_blocks_of_whole_calls_come_back_in_the_same_length(bundles):
         (1, "onnxruntime", "fp32"),
         (1, "onnxruntime", "int8"),
         (1, "openvino", "fp32"),
+        (1, "openvino", "int8"),
         (3, "onnxruntime", "fp32"),
         (3, "openvino", "fp32"),
     ],
@@ -164,9 +165,10 @@ def test_what_a_bundle_promises_stands_in_its_onnx_file(bundles):
     )
 
 
-def test_a_past_that_int8_products_read_is_held_in_int8(bundles, mixture, tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_past_that_int8_products_read_is_held_in_int8(bundles, mixture, tmp_path, runtime):
     bundle = bundles[1]
-    file = bundle.path / "artifacts" / "onnxruntime-int8" / "int8.onnx"
+    file = bundle.path / "artifacts" / f"{runtime}-int8" / "int8.onnx"
     model = onnx.load(file)
     onnx.checker.check_model(model)
     facts = json.loads({p.key: p.value for p in model.metadata_props}["edgesep"])
@@ -174,18 +176,20 @@ def test_a_past_that_int8_products_read_is_held_in_int8(bundles, mixture, tmp_pa
     assert narrow == {s["name"] for s in facts["stream"]["states"] if s["ring_axis"] is not None}
     assert narrow == {i["name"] for i in facts["inputs"] if i["dtype"] == "uint8"}
     assert {f"next_{n}" for n in narrow} == {o["name"] for o in facts["outputs"] if o["dtype"] == "uint8"}
-    with Stream(bundle, runtime="onnxruntime", precision="int8") as stream:
+    with Stream(bundle, runtime=runtime, precision="int8") as stream:
         held = stream._stateful().states
         assert {name for name, array in held.items() if array.dtype == np.uint8} == narrow
         stream.process(mixture)
         assert all(np.ptp(held[name]) > 50 for name in narrow), "most of the eight bits are used"
         stream.save_state(tmp_path / "state.npz")
         expected = stream.process(mixture)
-    with Stream(bundle, runtime="onnxruntime", precision="int8") as stream:
+    with Stream(bundle, runtime=runtime, precision="int8") as stream:
         stream.load_state(tmp_path / "state.npz")
         assert_array_equal(stream.process(mixture), expected)
-    audited = {e.operator for e in executed(bundle.artifact("onnxruntime", "int8"), bundle.manifest["separator"])}
-    assert "MatMulIntegerToFloat" in audited
+    audited = {
+        (e.operator, e.precision) for e in executed(bundle.artifact(runtime, "int8"), bundle.manifest["separator"])
+    }
+    assert audited & {("MatMulIntegerToFloat", "int8"), ("FullyConnected", "int8")}
 
 
 def test_held_in_int8_or_in_float_the_estimates_are_the_same(

@@ -1,8 +1,8 @@
 """Static INT8: Q/DQ around convolutions and matrix products, calibrated on mixtures.
 
-Two methods make the same kind of graph. ``neural-compressor`` quantizes the captured torch graph (PT2E) and exports
-it; ``onnxruntime`` quantizes the exported ONNX file. Model input and output, norms and everything else stay float;
-biases stay float too, because TensorRT's parser refuses int32 ones.
+Two methods make the same kind of graph, but that only the second takes LSTMs. ``neural-compressor`` quantizes the
+captured torch graph (PT2E) and exports it; ``onnxruntime`` quantizes the exported ONNX file. Model input and output,
+norms and everything else stay float; biases stay float too, because TensorRT's parser refuses int32 ones.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Quantize:
             engine.write(out, set(open_layers), chosen, rounded)
         else:
             self._neural_compressor(separator, out, context, chosen, [n for n in macs if n not in open_layers])
-        share = quantized_share(out, separator)
+        share = quantized_share(out, separator, chosen.fused)
         if share["quantized_macs_share"] == 0:
             raise BuildError(f"{self.method} quantized no multiplication of {separator.name}; report this graph")
         return PassResult(None, True, {**share, **report})

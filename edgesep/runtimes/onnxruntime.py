@@ -32,6 +32,7 @@ SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,), "patter
 STREAM_SETTINGS = {"pattern": True}  # of one shape for ever, and in a hurry
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
+IN_FLOAT = ("PastAttention",)  # whatever it reads
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -71,7 +72,7 @@ def executed(
             operator = args["op_name"]
             if operator in BODIES:
                 continue
-            kind = "conversion" if operator in CONVERSIONS else low
+            kind = "conversion" if operator in CONVERSIONS else "fp32" if operator in IN_FLOAT else low
             times[operator, kind] += event["dur"] / 1e3 / PROFILED
     return [Executed(*key, ms=ms) for key, ms in times.items()]
 

@@ -43,19 +43,12 @@ def _core(library: Path | None) -> openvino.Core:
 def build(model: Path, folder: Path, precision: str, shapes: Shapes, library: Path | None = None) -> list[str]:  # noqa: ARG001
     """The artifact is an ONNX file, which OpenVINO reads as fast as its own IR and compiles to the very same: that is
     text, up to fifteen times the size for a small separator, and not backward-compatible."""
-    import onnx  # on the build host alone
-
-    from edgesep.compact import compact
-    from edgesep.integer_states import hold_in_integers
+    from edgesep.openvino_form import for_openvino  # on the build host alone
 
     if precision not in PRECISIONS:
         raise UnsupportedError(f"openvino runs {', '.join(PRECISIONS)}, not {precision!r}")
     name = f"{precision}.onnx"
-    made = onnx.load(model)
-    hold_in_integers(made)
-    # It finds constants of the graph around a body, but nothing that is made there.
-    compact(made, narrow=precision == "int8", in_bodies=False)
-    onnx.save(made, folder / name)
+    (folder / name).write_bytes(for_openvino(model.read_bytes(), narrow=precision == "int8"))
     try:
         _core(library).read_model(folder / name)
     except RuntimeError as e:

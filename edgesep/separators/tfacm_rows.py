@@ -26,6 +26,11 @@ class WholeBlock(RowBlock):
         super().__init__(block, bins)
         self.inter_rnn = block.inter_rnn
         self.past = block.context
+        self.register_buffer("taken", overlapping(bins - block.ks + 1, block.ks))
+        self.register_buffer("spread", overlapping(bins, block.ks))  # the windows that reach a bin
+
+    taken: Tensor
+    spread: Tensor
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         x = x.permute(0, 2, 3, 1)
@@ -66,3 +71,8 @@ class WholeBlock(RowBlock):
 def of_heads(x: Tensor, heads: int) -> Tensor:
     """``(B, L, F, heads·e)`` → ``(B, heads, L, F·e)``."""
     return x.unflatten(3, (heads, -1)).permute(0, 3, 1, 2, 4).flatten(3)
+
+
+def overlapping(count: int, size: int) -> Tensor:
+    """Indices of ``count`` windows, each one element behind the last, in a row."""
+    return (torch.arange(count)[:, None] + torch.arange(size)).flatten()

@@ -77,8 +77,6 @@ class RowBlock(nn.Module):
         channels = block.intra_norm.gamma.shape[1]
         self.intra_norm, self.inter_norm = RowNorm(block.intra_norm), RowNorm(block.inter_norm)
         self.intra_rnn = by_taps(block.intra_rnn, block.ks)
-        self.register_buffer("taken", overlapping(bins - block.ks + 1, block.ks))
-        self.register_buffer("spread", overlapping(bins, block.ks))  # the windows that reach a bin
         self.intra_linear = gathering(block.intra_linear)
         self.inter_linear = gathering(block.inter_linear.conv_transpose)
         paths = [
@@ -99,9 +97,6 @@ class RowBlock(nn.Module):
         self.gcfn_final = linear(final.weight.flatten(1), final.bias)
         self.channels = channels
 
-    taken: Tensor
-    spread: Tensor
-
     def gate(self, x: Tensor) -> Tensor:
         left, right = self.gate_paths(x).chunk(2, -1)
         return self.gcfn_final(left * right)
@@ -116,10 +111,12 @@ class StreamingBlock(RowBlock):
         self.intra_rnn.batch_first = False
         n, taps = torch.arange(frames), torch.arange(self.taps)
         bin_, window = torch.arange(bins)[:, None], torch.arange(bins - self.taps + 1)[:, None, None]
-        self.taken = (n[:, None] * bins + window + taps).flatten()  # window, frame, tap
-        self.spread = ((bin_ + taps) * frames + n[:, None, None]).flatten()  # frame, bin, tap
+        self.register_buffer("taken", (n[:, None] * bins + window + taps).flatten())  # window, frame, tap
+        self.register_buffer("spread", ((bin_ + taps) * frames + n[:, None, None]).flatten())  # frame, bin, tap
         self.register_buffer("recent", ((n[:, None, None] + taps) * bins + bin_).flatten())
 
+    taken: Tensor
+    spread: Tensor
     recent: Tensor
 
     def over_bins(self, x: Tensor) -> Tensor:
@@ -279,11 +276,6 @@ def gathering(conv: nn.ConvTranspose1d) -> nn.Linear:
 def windows_of(x: Tensor, index: Tensor, size: int) -> Tensor:
     """``(rows, C)`` → ``(windows, size·C)``: the rows of every window, as ``index`` tells them, side by side."""
     return x.index_select(0, index).view(-1, size * x.shape[1])
-
-
-def overlapping(count: int, size: int) -> Tensor:
-    """Indices of ``count`` windows, each one element behind the last, in a row."""
-    return (torch.arange(count)[:, None] + torch.arange(size)).flatten()
 
 
 def by_taps(rnn: nn.LSTM, taps: int) -> nn.LSTM:

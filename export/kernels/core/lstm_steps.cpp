@@ -90,18 +90,17 @@ void over_rows(const Step& first, int64_t rows) {
 
 void lstm(const EdgesepLstm* s, int64_t first, int64_t end) {
   const int64_t blocks = edgesep_lstm_blocks(s), H = s->hidden;
-  std::vector<float> cells, zeros;
+  std::vector<float> cells;
   for (int64_t block = first; block < end; ++block) {
     const int64_t begin = s->rows * block / blocks, rows = s->rows * (block + 1) / blocks - begin, size = rows * H;
-    cells.assign(static_cast<size_t>(s->sets * size), 0.0f);
-    if (!s->initial_h) zeros.resize(static_cast<size_t>(size));
+    cells.resize(static_cast<size_t>(s->sets * size));
     const auto of_set = [&](int64_t set) { return (set * s->rows + begin) * H; };
-    for (int64_t set = 0; set < s->sets && s->initial_c; ++set)
+    for (int64_t set = 0; set < s->sets; ++set)
       std::copy_n(s->initial_c + of_set(set), size, cells.data() + set * size);
     for (int64_t l = 0; l < s->steps; ++l)
       for (int64_t set = 0; set < s->sets; ++set) {
         float* after = s->y + l * s->sets * s->rows * H + of_set(set);
-        const float* before = l ? after - s->sets * s->rows * H : s->initial_h ? s->initial_h + of_set(set) : zeros.data();
+        const float* before = l ? after - s->sets * s->rows * H : s->initial_h + of_set(set);
         const int64_t frame = s->order ? s->order[l * s->sets + set] : l;
         if (frame < 0)
           std::copy_n(before, size, after);

@@ -7,7 +7,7 @@
 // gates (frames, rows, 4, hidden) hold both biases, and like recurrent the gates in ONNX's order: input, output, forget,
 // cell. recurrent (groups, hidden, 4, 16) has 16 channels of what is made at a time, the last group filled up with zeros,
 // so that what a register needs lies side by side. order (steps, sets): the frame that a set reads at a step, below 0 where it stays as it is; null
-// for one frame after another. initial_h, initial_c (sets, rows, hidden), null for zeros. y (steps, sets, rows,
+// for one frame after another. initial_h, initial_c (sets, rows, hidden). y (steps, sets, rows,
 // hidden): h after each step; last_h, last_c (sets, rows, hidden), may be null. All float, contiguous.
 #pragma once
 #include <stdint.h>
