@@ -229,21 +229,23 @@ def _by_part(found: list[dict[str, Any]]) -> list[str]:
 def peers() -> str:
     """Published sizes: ours and what one would do otherwise."""
     lines = [
-        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | another day"
+        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | other days"
         " | output SNR dB | of peak | MB |",
         "|" + "---|" * 10,
     ]
     same = ("separator", "audio_s", "threads", "candidate")
-    again = {tuple(r[k] for k in same): r["faster"] for r in rows("peers_again") if "faster" in r}
+    again: dict[tuple[Any, ...], list[str]] = {}
+    for r in rows("peers_again"):
+        if "faster" in r:
+            again.setdefault(tuple(r[k] for k in same), []).append(f"{r['faster']:.2f}")
     for r in rows("peers"):
         case = f"| {r['separator']} | {r['audio_s']:g} s | {r['threads']} | {r['candidate']}"
         if "failed" in r:
             lines.append(f"{case} | failed | | | | | |")
             continue
-        second = again.get(tuple(r[k] for k in same))
         lines.append(
             f"{case} | {r['p50_ms']:.1f} | {r['faster']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-            f" | {f'{second:.2f}' if second else ''}"
+            f" | {', '.join(again.get(tuple(r[k] for k in same), []))}"
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
     found = rows("peers")[0]
