@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import Constants, drop_dead, replace_nodes
+from edgesep.onnx_edit import Constants, drop_dead, import_domains, replace_nodes
 from edgesep.units import Graph, Unit, find, flags, lazily_raised
 
 DOMAIN = "edgesep"
@@ -37,8 +37,7 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     _Fusing(made.graph).run()
-    if all(o.domain != DOMAIN for o in made.opset_import):
-        made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    import_domains(made)
     return made
 
 

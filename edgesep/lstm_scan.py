@@ -33,37 +33,48 @@ def scans_for_lstms(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def unusual(node: Any) -> dict[str, Any]:
+    """What of an LSTM is not as torch exports it, by attribute."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name != "hidden_size"}
+    plain = {"direction": b"forward", "input_forget": 0, "layout": 0}
+    return {name: value for name, value in given.items() if value != plain.get(name)}
+
+
+def make(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    """A node; names stand with a space between them."""
+    return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
+
+
+def step_nodes(recurrent: str) -> list[Any]:
+    """One step: ``xw`` (..., 4H), the projected input, with ``h`` and ``c`` → ``h_next`` and ``c_next`` (..., H)."""
+    return [
+        make("MatMul", f"h {recurrent}", "hr"),
+        make("Add", "xw hr", "all"),
+        make("Split", "all", "i_ o_ f_ g_", axis=-1, num_outputs=4),
+        *(make("Sigmoid", f"{gate}_", gate) for gate in "iof"),
+        make("Tanh", "g_", "g"),
+        make("Mul", "f c", "kept"),
+        make("Mul", "i g", "added"),
+        make("Add", "kept added", "c_next"),
+        make("Tanh", "c_next", "bounded"),
+        make("Mul", "o bounded", "h_next"),
+    ]
+
+
 def _scan(node: Any, own: str) -> tuple[list[Any], list[Any]]:
     """Nodes and constants in place of one LSTM; the names of what is new begin with ``own``."""
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    hidden = given.pop("hidden_size")
-    plain = {"direction": b"forward", "input_forget": 0, "layout": 0}
-    if other := {name: value for name, value in given.items() if value != plain.get(name)}:
+    hidden = next(a.i for a in node.attribute if a.name == "hidden_size")
+    if other := unusual(node):
         raise UnsupportedError(f"{node.name}: an LSTM with {other} has no Scan form here")
     x, w, r, b, lengths, h0, c0 = (list(node.input) + [""] * 7)[:7]
     if not (b and h0 and c0) or lengths:
         raise UnsupportedError(f"{node.name}: needs a bias and initial states, and sequences of one length")
 
-    def make(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
-        return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
-
     def values(names: str) -> list[Any]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names.split()]
 
     step = helper.make_graph(
-        [
-            make("MatMul", f"h {own}rt", "hr"),
-            make("Add", "xw hr", "all"),
-            make("Split", "all", "i_ o_ f_ g_", axis=1, num_outputs=4),
-            *(make("Sigmoid", f"{gate}_", gate) for gate in "iof"),
-            make("Tanh", "g_", "g"),
-            make("Mul", "f c", "kept"),
-            make("Mul", "i g", "added"),
-            make("Add", "kept added", "c_next"),
-            make("Tanh", "c_next", "bounded"),
-            make("Mul", "o bounded", "h_next"),
-            make("Identity", "h_next", "y"),
-        ],
+        [*step_nodes(f"{own}rt"), make("Identity", "h_next", "y")],
         f"{own}step",
         values("h c xw"),
         values("h_next c_next y"),

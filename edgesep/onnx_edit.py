@@ -28,6 +28,13 @@ class Constants:
         return self.names[key]
 
 
+def import_domains(model: onnx.ModelProto) -> None:
+    """The domain of every node is imported; one that was not, in its first version."""
+    known = {o.domain for o in model.opset_import}
+    for domain in sorted({n.domain for n in nodes(model.graph)} - known):
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+
+
 def clean(model: onnx.ModelProto) -> None:
     """Quantized weights as integers, each constant once, no traces of the exporter."""
     fold_quantized_weights(model)

@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from edgesep import integer_states
 from edgesep.compact import compact
-from edgesep.onnx_edit import drop_dead, replace_nodes
+from edgesep.onnx_edit import drop_dead, import_domains, replace_nodes
 from edgesep.units import Graph
 
 OWN = "com.microsoft"  # the domain of its operators
@@ -141,6 +141,5 @@ def _integer_products(model: onnx.ModelProto) -> None:
                 node.output[0], following[0].output[0] = total, f"{total}_before"  # which nobody reads
         node.op_type, node.domain = "MatMulIntegerToFloat", OWN
         node.input[:] = given
-    if any(n.domain == OWN for n in graph.nodes) and OWN not in {o.domain for o in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(OWN, 1))
+    import_domains(model)
     drop_dead(model.graph)

@@ -22,7 +22,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, replace_nodes
+from edgesep.lstm_scan import unusual
+from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, import_domains, replace_nodes
 from edgesep.ops import lstm_steps, past_attention
 from edgesep.units import Graph, flags
 
@@ -72,9 +73,7 @@ def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
 def _written(model: onnx.ModelProto, nodes: list[NodeProto]) -> onnx.ModelProto:
     replace_nodes(model.graph, nodes)
     drop_dead(model.graph)
-    domain = lstm_steps.DOMAIN
-    if any(n.domain == domain for n in model.graph.node) and all(o.domain != domain for o in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(domain, lstm_steps.VERSION))
+    import_domains(model)
     return model
 
 
@@ -205,17 +204,12 @@ class Sets:
     holds: str
 
 
-USUAL = {"direction": b"forward", "layout": 0, "input_forget": 0}  # of an LSTM
-
-
 def _lstm(graph: Graph, node: NodeProto) -> Lstm | None:
     if node.op_type != "LSTM":
         return None
     x, _, _, _, lengths, h, c, peepholes = [*node.input, *[""] * 8][:8]
-    plain = all(flags(node).get(name, usual) == usual for name, usual in USUAL.items())
-    plain &= {a.name for a in node.attribute} <= {"hidden_size", *USUAL}
     values = [graph.value(name) for name in node.input[1:4]]
-    if not (plain and x and h and c) or lengths or peepholes or any(v is None for v in values):
+    if unusual(node) or not (x and h and c) or lengths or peepholes or any(v is None for v in values):
         return None
     weight, recurrent, bias = (np.asarray(v)[0] for v in values)
     return Lstm(node, weight.T, recurrent.T, bias.reshape(2, -1).sum(0))
@@ -268,13 +262,14 @@ class _Steps:
             rows = f"{node.name}_rows"
             shape = self.constants.name(np.array([-1, weight.shape[0]]))
             nodes.append(helper.make_node("Reshape", [x, shape], [rows], rows))
-        gates, names = (
-            f"{node.name}_gates",
-            [self.constants.name(v) for v in (weight, lstm.bias, lstm_steps.grouped(lstm.recurrent))],
+        gates, recurrent = f"{node.name}_gates", self.constants.name(lstm_steps.grouped(lstm.recurrent))
+        projection = [rows, self.constants.name(weight), self.constants.name(lstm.bias)]
+        nodes.append(helper.make_node("Gemm", projection, [gates], gates))
+        given, outputs = (
+            [gates, recurrent, *node.input[5:7], *order],
+            [node.output[0] or f"{node.name}_y", *node.output[1:]],
         )
-        nodes.append(helper.make_node("Gemm", [rows, *names[:2]], [gates], gates))
-        outputs = [node.output[0] or f"{node.name}_y", *node.output[1:]]
-        nodes.append(_own(lstm_steps.NAME, [gates, names[2], *node.input[5:7], *order], outputs, f"{node.name}_steps"))
+        nodes.append(_own(lstm_steps.NAME, given, outputs, f"{node.name}_steps"))
         return nodes
 
     def _order(self, sets: Sets, out: str) -> list[NodeProto]:

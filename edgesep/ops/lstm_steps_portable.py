@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import NodeProto, TensorProto, helper
 
+from edgesep.lstm_scan import make, step_nodes
 from edgesep.ops.lstm_steps import NAME as NAME
 
 
@@ -71,27 +72,17 @@ def function(node: NodeProto, name: str, shapes: dict[str, tuple[int, ...]], chu
 
 def _step() -> Any:
     """One step of all sets: states ``h, c (S, R, H)`` and which frames are read ``(S)``."""
-    made = helper.make_node
     nodes = [
-        made("Constant", [], ["nothing"], value_int=0),
-        made("Constant", [], ["axes"], value_ints=[1, 2]),
-        made("Max", ["read", "nothing"], ["there"]),
-        made("Gather", ["frames", "there"], ["given"]),
-        made("MatMul", ["h", "matrix"], ["remembered"]),
-        made("Add", ["given", "remembered"], ["g"]),
-        made("Split", ["g"], ["g_i", "g_o", "g_f", "g_c"], axis=-1, num_outputs=4),
-        *(made("Sigmoid", [f"g_{gate}"], [gate]) for gate in "iof"),
-        made("Tanh", ["g_c"], ["new"]),
-        made("Mul", ["f", "c"], ["kept"]),
-        made("Mul", ["i", "new"], ["added"]),
-        made("Add", ["kept", "added"], ["c_moved"]),
-        made("Tanh", ["c_moved"], ["shown"]),
-        made("Mul", ["o", "shown"], ["h_moved"]),
-        made("GreaterOrEqual", ["read", "nothing"], ["reads_any"]),
-        made("Unsqueeze", ["reads_any", "axes"], ["moves"]),
-        made("Where", ["moves", "h_moved", "h"], ["h_out"]),
-        made("Where", ["moves", "c_moved", "c"], ["c_out"]),
-        made("Identity", ["h_out"], ["h_shown"]),
+        helper.make_node("Constant", [], ["nothing"], value_int=0),
+        helper.make_node("Constant", [], ["axes"], value_ints=[1, 2]),
+        make("Max", "read nothing", "there"),
+        make("Gather", "frames there", "xw"),
+        *step_nodes("matrix"),
+        make("GreaterOrEqual", "read nothing", "reads_any"),
+        make("Unsqueeze", "reads_any axes", "moves"),
+        make("Where", "moves h_next h", "h_out"),
+        make("Where", "moves c_next c", "c_out"),
+        make("Identity", "h_out", "h_shown"),
     ]
     info = helper.make_tensor_value_info
     given = [

@@ -165,13 +165,8 @@ class HopStft(nn.Module):
 
     def __init__(self, stft: CausalStft, frames: int):
         super().__init__()
-        self.frames, self.hop, self.size, self.synthesis, self.bins = (
-            frames,
-            stft.hop,
-            stft.n_fft,
-            stft.synthesis,
-            stft.bins,
-        )
+        self.frames, self.hop, self.bins = frames, stft.hop, stft.bins
+        self.size, self.synthesis = stft.n_fft, stft.synthesis
         self.register_buffer("taken", (torch.arange(frames)[:, None] * stft.hop + torch.arange(stft.n_fft)).flatten())
         self.register_buffer("forward_kernel", stft.forward_kernel[:, 0].T.contiguous())
         self.register_buffer("inverse_kernel", stft.inverse_kernel[:, 0].clone())
