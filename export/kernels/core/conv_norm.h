@@ -33,7 +33,8 @@ typedef struct {
   const int64_t* x_index;
   const float *w, *bias, *gamma, *beta, *slope, *gate, *shift;
   const int64_t* index;
-  float *y, *stats, *out;  // y (may be out) is written before a norm; stats (batch, 2): mean, rstd; out may be null
+  // y (may be out) is written before a norm, or made twice where it is null; stats (batch, 2): mean, rstd
+  float *y, *stats, *out;
   double* sums;            // workspace, (batch, edgesep_conv_norm_parts, 2)
   int64_t batch, frames_in, frames, channels, taps, stride, coarse, x_coarse;
   float eps;
@@ -78,6 +79,8 @@ static inline int64_t edgesep_conv_norm_parts(const EdgesepConvNorm* s) {
   return parts < 1 ? 1 : parts < most ? parts : most;
 }
 int64_t edgesep_conv_norm_rows(const EdgesepConvNorm*);
+// Whether it is cheaper to make y twice: the convolution is, while what changes on the way to it is not.
+static inline int edgesep_conv_norm_twice(const EdgesepConvNorm* s) { return s->gamma && !s->x_stats && !s->x_shift; }
 void edgesep_conv_norm_sums(const EdgesepConvNorm*, int64_t first, int64_t end);
 void edgesep_conv_norm_apply(const EdgesepConvNorm*, int64_t first, int64_t end);
 

@@ -238,7 +238,8 @@ struct Norm {
     norm.sigmoid = sigmoid != 0;
     std::vector<int64_t> dims = in[0].shape.dims;
     dims[dims.size() - 2] = norm.frames;
-    norm.y = norm.out = output(api, context, 0, dims);
+    norm.out = output(api, context, 0, dims);
+    norm.y = edgesep_conv_norm_twice(&norm) ? nullptr : norm.out;
     norm.stats = output(api, context, 1, {norm.batch, 2});
     run(api, context, norm);
   }

@@ -244,7 +244,8 @@ class ConvNorm : public ov::op::Op {
     norm.x_slope = given_slope(made_.x_slope);
     norm.eps = made_.epsilon;
     norm.sigmoid = made_.sigmoid;
-    norm.y = norm.out = outputs[0].data<float>();
+    norm.out = outputs[0].data<float>();
+    norm.y = edgesep_conv_norm_twice(&norm) ? nullptr : norm.out;
     if (made_.stats) {
       outputs[1].set_shape({static_cast<size_t>(norm.batch), 2});
       norm.stats = outputs[1].data<float>();
