@@ -30,7 +30,7 @@ def built(source: Path, kind: str, precision: str, folder: Path, native: bool) -
     """Build an exported graph for a runtime; the artifact's files, with the kernels if it is native."""
     folder.mkdir()
     module, library = runtime(kind), kernels.library(kind) if native else None
-    onnx_forms.write_form(source, folder / "model.onnx", module, native=native)
+    onnx_forms.write_form(source, folder / "model.onnx", module, native=native, precision=precision)
     files = list(module.build(folder / "model.onnx", folder, precision, {}, library))
     if library:
         files.append(Path(shutil.copy(library, folder / kernels.file_name(kind))).name)

@@ -74,7 +74,7 @@ def build(
     def make(folder: Path) -> None:
         tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
         form = folder / "model.onnx"
-        onnx_forms.write_form(model, form, module, native=native)
+        onnx_forms.write_form(model, form, module, native=native, precision=target.precision)
         files = module.build(form, folder, target.precision, separator.profile(), library)
         (folder / "files.json").write_text(json.dumps(files))
 

@@ -25,6 +25,7 @@ WEIGHTS = {
     "MatMul": ((1,), (-1,)),
     "LSTM": ((1, 2), (0, 1)),
     "LstmSteps": ((1,), (0, 2, 3)),
+    "WindowProduct": ((1,), (0, 3)),
 }
 
 

@@ -35,6 +35,15 @@ def import_domains(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
+def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of which they are known, 0 for a dimension that is not."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = (*inferred.value_info, *inferred.input, *inferred.output)
+    typed = [v for v in known if v.type.tensor_type.HasField("shape")]
+    found = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in typed}
+    return found | {c.name: tuple(c.dims) for c in inferred.initializer}
+
+
 def clean(model: onnx.ModelProto) -> None:
     """Quantized weights as integers, each constant once, no traces of the exporter."""
     fold_quantized_weights(model)

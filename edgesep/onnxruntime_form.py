@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from edgesep import integer_states
 from edgesep.compact import compact
-from edgesep.onnx_edit import drop_dead, import_domains, replace_nodes
+from edgesep.onnx_edit import drop_dead, import_domains, inferred_shapes, replace_nodes
 from edgesep.units import Graph
 
 OWN = "com.microsoft"  # the domain of its operators
@@ -20,20 +20,14 @@ def for_onnxruntime(serialized: bytes, *, narrow: bool = False) -> bytes:
         narrow: store what is in float as float16, or in eight bits where it has no more.
     """
     model = onnx.load_from_string(serialized)
-    _row_gathers(model.graph, _ranks(model))  # first: types of ONNX Runtime's own operators cannot be inferred
+    ranks = {name: len(shape) for name, shape in inferred_shapes(model).items()}
+    _row_gathers(model.graph, ranks)  # first: types of ONNX Runtime's own operators cannot be inferred
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})
     integer_states.hold_in_integers(model)
     _round_first(model.graph)
     _integer_products(model)
     compact(model, narrow=narrow)
     return bytes(model.SerializeToString())
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    typed = (v for v in (*inferred.value_info, *inferred.input) if v.type.tensor_type.HasField("shape"))
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in typed}
-    return ranks | {c.name: len(c.dims) for c in inferred.initializer}
 
 
 def _row_gathers(graph: onnx.GraphProto, ranks: dict[str, int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 #: operators that are sums of products, in the words of the runtimes (``Convert`` is none)
-PRODUCTS = re.compile(r"conv(?!ert)|matmul|gemm|fullyconnected|lstm|attention", re.IGNORECASE)
+PRODUCTS = re.compile(r"conv(?!ert)|matmul|product|gemm|fullyconnected|lstm|attention", re.IGNORECASE)
 COLOURS = {True: "#2a6fbb", False: "#c2c7ce"}
 BAR, LABEL, WIDE, TITLE = 18, 260, 380, 30  # px: height of a bar, room for its name, the bar of all the time, a heading
 

@@ -23,7 +23,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from edgesep.lstm_scan import unusual
-from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, import_domains, replace_nodes
+from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, import_domains, inferred_shapes, replace_nodes
 from edgesep.ops import lstm_steps, past_attention
 from edgesep.units import Graph, flags
 
@@ -60,7 +60,7 @@ def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
     made.CopyFrom(model)
     fold_rearranged(made)  # their weights are put together from pieces
     graph = Graph(made.graph)
-    steps = _Steps(graph, Constants(made.graph, "lstm"), _shapes(made))
+    steps = _Steps(graph, Constants(made.graph, "lstm"), inferred_shapes(made))
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         lstm = _lstm(graph, node)
@@ -75,12 +75,6 @@ def _written(model: onnx.ModelProto, nodes: list[NodeProto]) -> onnx.ModelProto:
     drop_dead(model.graph)
     import_domains(model)
     return model
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    typed = [v for v in (*inferred.value_info, *inferred.input) if v.type.tensor_type.HasField("shape")]
-    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in typed}
 
 
 def _made_by(graph: Graph, name: str, kind: str) -> NodeProto | None:
@@ -109,7 +103,7 @@ class Attention:
 
 def _attentions(model: onnx.ModelProto) -> dict[str, Attention]:
     """By the tensor that each makes."""
-    graph, shapes = Graph(model.graph), _shapes(model)
+    graph, shapes = Graph(model.graph), inferred_shapes(model)
     found = (_attention(graph, node, shapes) for node in graph.nodes if node.op_type == "Softmax")
     return {a.out: a for a in found if a is not None}
 

@@ -15,7 +15,7 @@ from test_streaming import STREAM, SYNTHESIS, played
 from edgesep import Stream, load_separator, onnxruntime_form, open_bundle
 from edgesep.audit import executed
 from edgesep.line import deploy
-from edgesep.ops import lstm_steps, onnx_forms, past_attention
+from edgesep.ops import lstm_steps, onnx_forms, past_attention, window_product
 from edgesep.spec import StreamSpec
 from edgesep.store import Store
 from edgesep.stream import Hops, measured_look_ahead
@@ -87,6 +87,50 @@ def test_a_past_of_the_wrong_type_is_refused(name, message, tmp_path):
     given = attention_inputs(rounded=True)
     with pytest.raises(Exception, match=message):  # each runtime has its own
         RUNTIMES[name](operator("PastAttention", given, ["y"], k_scale=0.01), given, tmp_path)
+
+
+def window_inputs(*given, taps=3, inputs=10, outputs=80, windows=13):
+    r = np.random.default_rng(0)
+    matrix = r.standard_normal((taps * inputs, outputs))
+    made = {
+        "x": r.standard_normal((4, 5, inputs)),
+        "weight": window_product.grouped(matrix, taps),
+        "bias": r.standard_normal(outputs),
+        "index": r.integers(-1, 20, (windows, taps)),
+        "slope": 0.5 * r.standard_normal(outputs),
+        "residual": r.standard_normal((windows, outputs)),
+    }
+    kept = {"x", "weight", "bias", *given}
+    return {n: v if n == "index" else v.astype(np.float32) for n, v in made.items() if n in kept}
+
+
+def window_operator(given):
+    made = operator("WindowProduct", given, ["y"])
+    made.graph.node[0].input[:] = [
+        n if n in given else "" for n in ("x", "weight", "bias", "index", "slope", "residual")
+    ]
+    while not made.graph.node[0].input[-1]:
+        made.graph.node[0].input.pop()
+    return made
+
+
+@pytest.mark.parametrize("behind", [(), ("slope",), ("residual",), ("slope", "residual")], ids="+".join)
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_product_of_windows_equals_its_reference(name, behind, tmp_path):
+    for given in (window_inputs("index", *behind), window_inputs(*behind, taps=1, windows=20)):
+        (got,) = RUNTIMES[name](window_operator(given), given, tmp_path)
+        wanted = window_product.reference(**given)
+        assert got.shape == wanted.shape
+        assert output_snr_db(got, wanted) >= 110
+
+
+@pytest.mark.parametrize("row", [-2, 20])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_row_that_is_not_there_is_refused(name, row, tmp_path):
+    given = window_inputs("index")
+    given["index"][3, 1] = row
+    with pytest.raises(Exception, match=f"index holds {row}, expected -1 to 19"):  # each runtime has its own
+        RUNTIMES[name](window_operator(given), given, tmp_path)
 
 
 def lstm_inputs(order=None, frames=6, rows=7, hidden=20):
@@ -203,7 +247,8 @@ def test_native_streams_hold_no_lstm_and_no_product_with_the_past(bundle, runtim
     projected = next(n for n in model.graph.node if n.op_type == "LstmSteps").input[0]
     maker = next(n for n in model.graph.node if projected in n.output)
     if precision == "fp32":
-        assert maker.op_type == "Gemm"
+        assert maker.op_type == "WindowProduct"
+        assert "Gather" not in {n.op_type for n in model.graph.node if maker.input[0] in n.output}
     elif runtime == "onnxruntime":
         assert maker.op_type == "MatMulIntegerToFloat"
 

@@ -18,8 +18,8 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import fusion, ops, rows, stream_fusion
-from edgesep.onnx_edit import fold_rearranged
+from edgesep import fusion, ops, rows, stream_fusion, window_fusion
+from edgesep.onnx_edit import fold_rearranged, inferred_shapes
 
 DOMAIN = "edgesep"
 
@@ -110,12 +110,13 @@ def _facts(model: onnx.ModelProto) -> dict[str, Any]:
     return dict(json.loads(next((p.value for p in model.metadata_props if p.key == DOMAIN), "{}")))
 
 
-def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = False) -> None:
+def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = False, precision: str = "fp32") -> None:
     """Write an exported file in the form that a runtime takes.
 
     Args:
         runtime: its module (``edgesep.runtimes``); without one the form is portable.
         native: it has the native kernels.
+        precision: of the build; what the runtime makes bf16 of stays the runtime's.
     """
     made = onnx.load(model)
     if not native:
@@ -123,7 +124,10 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
     elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
         made = fusion.fuse(made)
     elif getattr(runtime, "FUSES", False) and streams(made):
+        shapes = inferred_shapes(made)  # before: those behind operators of ours cannot be
         made = stream_fusion.fuse(made)
+        if precision != "bf16":
+            made = window_fusion.fuse(made, shapes)
     if native and getattr(runtime, "ROWS", False):
         made = rows.a_few_at_a_time(made)
     onnx.save(made, out)

@@ -10,6 +10,7 @@ const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",  
                                                  "x_stats", "x_bias", "x_gamma", "x_beta"};
 const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
 const char* const kLstmNames[kLstmInputs] = {"gates", "recurrent", "initial_h", "initial_c", "order"};
+const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual"};
 
 namespace {
 
@@ -232,6 +233,34 @@ std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
   sizes->steps = in[4].given ? order[0] : sizes->frames;
   const std::vector<int64_t> states = {1, state[1], sizes->hidden};
   return first_misfit(in, kLstmNames, kLstmRequired, {gates, recurrent, states, states, order});
+}
+
+std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
+  if (in.size() != kWindowInputs) return "WindowProduct takes 3 to 6 inputs, got " + std::to_string(in.size());
+  const std::vector<int64_t>&x = in[0].dims, &weight = in[1].dims, &bias = in[2].dims, &index = in[3].dims;
+  const int64_t group = EDGESEP_WINDOW_GROUP;
+  if (!in[2].given || bias.size() != 1 || bias[0] < 1) return "bias has shape " + text(bias) + ", expected (outputs)";
+  sizes->outputs = bias[0];
+  if (!in[1].given || weight.size() != 4 || weight[0] != (bias[0] + group - 1) / group || weight[1] < 1 ||
+      weight[2] < 1 || weight[3] != group)
+    return "weight has shape " + text(weight) + ", expected (" + std::to_string((bias[0] + group - 1) / group) +
+           " groups, taps, inputs, 64)";
+  sizes->taps = weight[1];
+  sizes->inputs = weight[2];
+  int64_t count = 1, added = 1;
+  for (int64_t n : x) count *= n;
+  if (!in[0].given || count < 1 || count % sizes->inputs)
+    return "x has shape " + text(x) + ", expected rows of " + std::to_string(sizes->inputs);
+  sizes->rows = count / sizes->inputs;
+  if (in[3].given && (index.size() != 2 || index[0] < 1 || index[1] != sizes->taps))
+    return "index has shape " + text(index) + ", expected (windows, " + std::to_string(sizes->taps) + ")";
+  if (!in[3].given && sizes->taps != 1) return "index is missing: a window has " + std::to_string(sizes->taps) + " taps";
+  sizes->windows = in[3].given ? index[0] : sizes->rows;
+  for (int64_t n : in[5].dims) added *= n;
+  if (in[5].given && added != sizes->windows * sizes->outputs)
+    return "residual has shape " + text(in[5].dims) + ", expected (" + std::to_string(sizes->windows) + ", " +
+           std::to_string(sizes->outputs) + ")";
+  return first_misfit(in, kWindowNames, kWindowRequired, {x, weight, bias, index, bias, in[5].dims});
 }
 
 std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low) {

@@ -9,6 +9,7 @@
 #include "lstm_steps.h"
 #include "past_attention.h"
 #include "selective_scan.h"
+#include "window_product.h"
 
 namespace edgesep {
 
@@ -45,6 +46,11 @@ extern const char* const kAttentionNames[kAttentionInputs];
 constexpr int kLstmInputs = 5, kLstmRequired = 4, kLstmOrder = 4;
 extern const char* const kLstmNames[kLstmInputs];
 
+// x, weight, bias, index, slope, residual
+constexpr int kWindowInputs = 6, kWindowRequired = 3, kWindowIndex = 3;
+constexpr int64_t kNoRow = -1;  // in an index: zeros
+extern const char* const kWindowNames[kWindowInputs];
+
 // Empty and the sizes filled in, or a sentence that names the input, what came and what was expected.
 std::string check_scan(const std::vector<Input>& inputs, EdgesepScan* sizes);
 std::string check_conv(const std::vector<Input>& inputs, EdgesepConv* sizes);
@@ -53,6 +59,7 @@ std::string check_pooled(const std::vector<Input>& inputs, EdgesepPooled* sizes)
 std::string check_stats(const std::vector<Input>& inputs, EdgesepConvNorm* sizes);
 std::string check_attention(const std::vector<Input>& inputs, EdgesepAttention* sizes);
 std::string check_lstm(const std::vector<Input>& inputs, EdgesepLstm* sizes);
+std::string check_windows(const std::vector<Input>& inputs, EdgesepWindows* sizes);
 
 // Empty, or a sentence where an index lies outside [low, size).
 std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low = 0);

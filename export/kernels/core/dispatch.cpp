@@ -6,6 +6,7 @@
 #include "lstm_steps.h"
 #include "past_attention.h"
 #include "selective_scan.h"
+#include "window_product.h"
 
 // Every kernel: name in its namespace, argument type.
 #define EDGESEP_KERNELS(X)               \
@@ -21,7 +22,8 @@
   X(gated_backward, EdgesepGatedBackward) \
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
-  X(lstm, EdgesepLstm)
+  X(lstm, EdgesepLstm)                   \
+  X(window_product, EdgesepWindows)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);

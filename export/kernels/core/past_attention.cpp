@@ -92,7 +92,7 @@ inline void combine(const Rows& r, int64_t lanes) {
       for (int w = 0; w < width; ++w) sums[f][w] = load(r.y + f * r.features + w * kLanes, size(w));
   const float *from = r.values, *share = r.weights;
   for (int64_t j = 0; j < r.count; ++j, from += r.stride, share += kGroup) {
-    for (int w = 0; w < width; ++w) __builtin_prefetch(from + r.next + w * kLanes);
+    for (int w = 0; w < width; ++w) __builtin_prefetch(from + r.next + w * kLanes, 0, 2);
     for (int w = 0; w < width; ++w) {
       const Vec v = load(from + w * kLanes, size(w));
       for (int f = 0; f < frames; ++f) sums[f][w] += v * share[f];
@@ -127,6 +127,7 @@ void over_frames(const Rows& r, int64_t count, int64_t width) {
 void attention_weights(const EdgesepAttention* s, int64_t first, int64_t end) {
   const int64_t rows = s->past + s->frames, groups = edgesep_attention_groups(s);
   std::vector<float> queries(static_cast<size_t>(s->keys * kGroup)), room(static_cast<size_t>(kRows * s->keys));
+  const int64_t bytes = s->k_scale == 0 ? int64_t{sizeof(float)} : 1;
   for (int64_t item = first; item < end; ++item) {
     const float *q = s->q + item * s->frames * s->keys, *own = s->k + item * s->frames * s->keys;
     for (int64_t g = 0; g < groups; ++g) {
@@ -143,6 +144,10 @@ void attention_weights(const EdgesepAttention* s, int64_t first, int64_t end) {
       const float* keys[kRows];
       int64_t j = 0;
       for (; j + kRows <= rows; j += kRows) {
+        if (j + 3 * kRows <= s->past) {  // what comes after the next ones
+          const char* next = static_cast<const char*>(s->past_k) + ((item * s->past + j + 2 * kRows) * s->keys) * bytes;
+          for (int64_t b = 0; b < kRows * s->keys * bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
+        }
         for (int r = 0; r < kRows; ++r) keys[r] = key(j + r, r);
         score<kRows>(keys, queries.data(), s->keys, scores + j * kGroup);
       }
@@ -178,7 +183,7 @@ void attention_values(const EdgesepAttention* s, int64_t first, int64_t end) {
           const uint8_t* past = static_cast<const uint8_t*>(s->past_v) + at;
           for (int64_t i = 0; i < r.count; ++i, past += s->features) {
             if (j + 2 * kBlock <= s->past)
-              for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(past + kBlock * s->features + b);
+              for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(past + kBlock * s->features + b, 0, 2);
             widen(past, width, s->v_scale, s->v_zero, room.data() + i * width);
           }
           r.values = room.data();

@@ -352,6 +352,30 @@ struct Lstm {
   }
 };
 
+struct Windows {
+  static constexpr const char* kName = "WindowProduct";
+  static constexpr size_t kInputs = edgesep::kWindowInputs, kRequired = edgesep::kWindowRequired, kOutputs = 1;
+  static constexpr bool kKeepsShape = false;
+  static constexpr int type(size_t i) { return i == edgesep::kWindowIndex ? kOrtInt64 : kOrtFloat; }
+
+  const OrtApi* api;
+
+  Windows(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepWindows windows{};
+    require(api, kName, edgesep::check_windows(shapes_of(in), &windows));
+    windows.x = in[0].data, windows.weight = in[1].data, windows.bias = in[2].data, windows.index = in[3].integers();
+    windows.slope = in[4].data, windows.residual = in[5].data;
+    if (windows.index)
+      require(api, kName,
+              edgesep::check_index(windows.index, windows.windows * windows.taps, windows.rows, edgesep::kNoRow));
+    windows.y = output(api, context, 0, {windows.windows, windows.outputs});
+    split(api, context, windows, edgesep_window_product, edgesep_window_blocks(&windows));
+  }
+};
+
 std::atomic<const OrtApi*> table{nullptr};  // of the process's ONNX Runtime; set when the library is registered
 
 // The first output is shaped as the first input, symbolic dimensions included. A dimension without size or name would
@@ -430,7 +454,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
       OrtCustomOpDomain* made = nullptr;
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
       for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>(),
-                                   operation<Attention>(), operation<Lstm>()})
+                                   operation<Attention>(), operation<Lstm>(), operation<Windows>()})
         must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();

@@ -461,6 +461,61 @@ class LstmSteps : public ov::op::Op {
   }
 };
 
+class WindowProduct : public ov::op::Op {
+ public:
+  OPENVINO_OP("WindowProduct", "edgesep");
+
+  WindowProduct() = default;
+  WindowProduct(const ov::OutputVector& inputs, int64_t given) : Op(inputs), given_(given) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    const bool indexed = given_ >> edgesep::kWindowIndex & 1;
+    require_float(*this, indexed ? size_t{edgesep::kWindowIndex} : SIZE_MAX);
+    const auto x = get_input_partial_shape(0), weight = get_input_partial_shape(1), bias = get_input_partial_shape(2);
+    ov::PartialShape y = ov::PartialShape::dynamic(2);
+    if (bias.rank().is_static()) y[1] = bias[0];
+    if (indexed) {
+      const auto index = get_input_partial_shape(edgesep::kWindowIndex);
+      if (index.rank().is_static()) y[0] = index[0];
+    } else if (x.is_static() && weight.is_static()) {
+      y[0] = static_cast<int64_t>(ov::shape_size(x.to_shape()) / weight.to_shape().at(2));
+    }
+    set_output_type(0, ov::element::f32, y);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<WindowProduct>(inputs, given_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("given", given_);
+    return true;
+  }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, given_, edgesep::kWindowInputs);
+    EdgesepWindows windows{};
+    std::string wrong = edgesep::check_windows(in.shapes, &windows);
+    const std::vector<int64_t> index = in.integers(edgesep::kWindowIndex);
+    if (wrong.empty() && !index.empty())
+      wrong = edgesep::check_index(index.data(), windows.windows * windows.taps, windows.rows, edgesep::kNoRow);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::WindowProduct: ", wrong);
+    outputs[0].set_shape({static_cast<size_t>(windows.windows), static_cast<size_t>(windows.outputs)});
+    windows.x = in.data(0), windows.weight = in.data(1), windows.bias = in.data(2);
+    windows.index = index.empty() ? nullptr : index.data();
+    windows.slope = in.data(4), windows.residual = in.data(5);
+    windows.y = outputs[0].data<float>();
+    split(windows, edgesep_window_product, edgesep_window_blocks(&windows));
+    return true;
+  }
+
+ private:
+  int64_t given_ = 7;
+};
+
 // An input that the ONNX file left empty.
 bool absent(const ov::Output<ov::Node>& input) {
   return !input.get_node() || std::string(input.get_node()->get_type_info().name) == "NullNode";
@@ -532,6 +587,12 @@ ov::OutputVector lstm_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<LstmSteps>(present(node, &given))->outputs();
 }
 
+ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  const ov::OutputVector inputs = present(node, &given);
+  return std::make_shared<WindowProduct>(inputs, given)->outputs();
+}
+
 }  // namespace
 
 using ov::frontend::onnx::ConversionExtension;
@@ -539,11 +600,12 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<SelectiveScan>>(), std::make_shared<ov::OpExtension<CausalConv1dSilu>>(),
      std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<GlobalStats>>(),
      std::make_shared<ov::OpExtension<PooledSum>>(), std::make_shared<ov::OpExtension<PastAttention>>(),
-     std::make_shared<ov::OpExtension<LstmSteps>>(),
+     std::make_shared<ov::OpExtension<LstmSteps>>(), std::make_shared<ov::OpExtension<WindowProduct>>(),
      std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
      std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
      std::make_shared<ConversionExtension>("GlobalStats", "edgesep", stats_from_onnx),
      std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx),
      std::make_shared<ConversionExtension>("PastAttention", "edgesep", attention_from_onnx),
-     std::make_shared<ConversionExtension>("LstmSteps", "edgesep", lstm_from_onnx)}));
+     std::make_shared<ConversionExtension>("LstmSteps", "edgesep", lstm_from_onnx),
+     std::make_shared<ConversionExtension>("WindowProduct", "edgesep", windows_from_onnx)}));

@@ -1,4 +1,5 @@
-// Attention over the past and an LSTM's steps against their contracts in float64 (core/past_attention.h, lstm_steps.h).
+// Attention over the past, an LSTM's steps and products of windows against their contracts in float64 (core/past_attention.h,
+// lstm_steps.h, window_product.h).
 #include <cmath>
 #include <limits>
 #include <random>
@@ -173,6 +174,42 @@ void nan_stays_in_its_row() {
     }
 }
 
+void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, int64_t windows, bool behind) {
+  Drawn drawn;
+  const int64_t groups = (outputs + EDGESEP_WINDOW_GROUP - 1) / EDGESEP_WINDOW_GROUP, rows = taps > 1 ? 29 : windows;
+  const Floats x = drawn.fill(rows * inputs), matrix = drawn.fill(taps * inputs * outputs), bias = drawn.fill(outputs);
+  const Floats slope = drawn.fill(outputs), residual = drawn.fill(windows * outputs);
+  Floats weight(at(groups * taps * inputs * EDGESEP_WINDOW_GROUP)), y(at(windows * outputs));
+  for (int64_t k = 0; k < taps * inputs; ++k)
+    for (int64_t n = 0; n < outputs; ++n)
+      weight[at((n / EDGESEP_WINDOW_GROUP * taps * inputs + k) * EDGESEP_WINDOW_GROUP + n % EDGESEP_WINDOW_GROUP)] =
+          matrix[at(k * outputs + n)];
+  std::vector<int64_t> index;
+  for (int64_t i = 0; taps > 1 && i < windows * taps; ++i) index.push_back(i * 7 % (rows + 1) - 1);
+  EdgesepWindows s{};
+  s.x = x.data(), s.weight = weight.data(), s.bias = bias.data(), s.y = y.data();
+  s.index = index.empty() ? nullptr : index.data();
+  if (behind) s.slope = slope.data(), s.residual = residual.data();
+  s.rows = rows, s.inputs = inputs, s.windows = windows, s.taps = taps, s.outputs = outputs;
+  const int64_t blocks = edgesep_window_blocks(&s);
+  for (int64_t i = 0; i < blocks; ++i) edgesep_window_product(&s, i, i + 1);
+  std::vector<double> wanted;
+  for (int64_t m = 0; m < windows; ++m)
+    for (int64_t n = 0; n < outputs; ++n) {
+      double v = bias[at(n)];
+      for (int64_t k = 0; k < taps; ++k) {
+        const int64_t row = index.empty() ? m : index[at(m * taps + k)];
+        for (int64_t c = 0; row >= 0 && c < inputs; ++c)
+          v += double(x[at(row * inputs + c)]) * matrix[at((k * inputs + c) * outputs + n)];
+      }
+      wanted.push_back(behind ? std::fmax(v, v * slope[at(n)]) + residual[at(m * outputs + n)] : v);
+    }
+  const double found = snr_db(y, wanted);
+  expect(found >= kLimitDb, std::to_string(windows) + " windows of " + std::to_string(taps) + " x " +
+                                std::to_string(inputs) + ", " + std::to_string(outputs) + " outputs: " +
+                                std::to_string(found) + " dB");
+}
+
 void misfits_of_streams_are_named() {
   using edgesep::Input;
   const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
@@ -197,6 +234,22 @@ void misfits_of_streams_are_named() {
   wrong = lstm;
   wrong[2] = in({1, 8, 20});
   expect(edgesep::check_lstm(wrong, &l).find("initial_h has shape (1, 8, 20)") == 0, "a state of other rows is named");
+  const std::vector<Input> windows = {in({4, 5, 6}), in({2, 3, 6, 64}), in({80}), in({7, 3}), in({80}), in({7, 80})};
+  EdgesepWindows w{};
+  expect(edgesep::check_windows(windows, &w).empty() && w.rows == 20 && w.windows == 7, "windows that fit pass");
+  const auto named = [&](size_t i, std::vector<int64_t> dims, const char* start) {
+    wrong = windows;
+    wrong[i] = in(std::move(dims));
+    expect(edgesep::check_windows(wrong, &w).find(start) == 0, start);
+  };
+  named(0, {4, 5, 7}, "x has shape (4, 5, 7), expected rows of 6");
+  named(1, {1, 3, 6, 64}, "weight has shape (1, 3, 6, 64), expected (2 groups, taps, inputs, 64)");
+  named(3, {7, 2}, "index has shape (7, 2), expected (windows, 3)");
+  named(4, {79}, "slope has shape (79), expected (80)");
+  named(5, {6, 80}, "residual has shape (6, 80), expected (7, 80)");
+  wrong = windows;
+  wrong[3] = Input{};
+  expect(edgesep::check_windows(wrong, &w).find("index is missing") == 0, "windows of several taps need an index");
 }
 
 }  // namespace
@@ -215,6 +268,12 @@ void streams_equal_the_reference() {
     lstm_equals_the_reference(5, 1, 40, hidden, {});
     lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1});
   }
+  for (bool behind : {false, true})
+    for (int64_t outputs : {1, 16, 40, 64, 80, 150})
+      for (int64_t windows : {1, 5, 12, 31}) {
+        windows_equal_the_reference(1, 20, outputs, windows, behind);
+        windows_equal_the_reference(5, 7, outputs, windows, behind);
+      }
   gates_far_out_are_flat();
   nan_stays_in_its_row();
   misfits_of_streams_are_named();

@@ -1,0 +1,191 @@
+"""Fused form of a stream's float products: each with the windows it reads and with what follows it, as one operator.
+
+Shapes: M windows of K taps, C inputs, N outputs (``ops.window_product``).
+
+A call's maps are a few hundred rows. In front of a product over windows of them, runtimes gather up to K copies of each
+row, one after another; behind it they go over its result for a slope and once more for a residual. So:
+
+* Gather of rows, perhaps of a padded map, and the Gemm of what it gathers → ``WindowProduct``, which reads the map;
+* a Gemm, the slope behind it and the sum with another map → ``WindowProduct``;
+* a small convolution whose result is then taken as rows → ``WindowProduct``: its windows are rows of one value.
+
+Products in INT8 stay what they are, and so do those of which the runtime makes bf16: it has them in fewer bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from edgesep.onnx_edit import Constants, drop_dead, import_domains, replace_nodes
+from edgesep.ops import window_product
+from edgesep.units import Graph, flags
+
+Shapes = dict[str, tuple[int, ...]]
+TO_ROWS = [0, 2, 3, 1]
+
+
+@dataclass
+class Product:
+    """One product: ``weight (K·C, N)``; ``out`` is the tensor that its last node makes."""
+
+    x: str
+    weight: np.ndarray
+    bias: np.ndarray
+    out: str
+    index: np.ndarray | None = None  # (M, K)
+    slope: np.ndarray | None = None
+    residual: str = ""
+
+    @property
+    def gains(self) -> bool:
+        """Whether the runtime's own product would leave something to do."""
+        return self.index is not None or self.slope is not None or bool(self.residual)
+
+    @property
+    def fills(self) -> bool:
+        """Whether the kernels' groups of outputs are not mostly zeros."""
+        return 2 * self.bias.size > window_product.GROUP
+
+
+def fuse(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
+    """A copy in fused form; the function it computes is the same.
+
+    Args:
+        shapes: of its tensors, as far as they are known.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph, constants = Graph(made.graph), Constants(made.graph, "product")
+    found = {p.out: p for p in (_product(graph, node, shapes) for node in graph.nodes) if p and p.gains and p.fills}
+    nodes = []
+    for node in graph.nodes:
+        product = found.get(node.output[0])
+        nodes.append(node if product is None else _written(product, constants))
+    replace_nodes(made.graph, nodes)
+    drop_dead(made.graph)
+    import_domains(made)
+    return made
+
+
+def _written(p: Product, constants: Constants) -> NodeProto:
+    taps = 1 if p.index is None else p.index.shape[1]
+    weight = constants.name(window_product.grouped(p.weight, taps))
+    optional = ["" if v is None else constants.name(v) for v in (p.index, p.slope)]
+    inputs = [p.x, weight, constants.name(p.bias), *optional, p.residual]
+    while not inputs[-1]:
+        inputs.pop()
+    return helper.make_node(window_product.NAME, inputs, [p.out], f"{p.out}_product", domain=window_product.DOMAIN)
+
+
+def _product(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
+    found = _gemm(graph, node, shapes) or _convolution(graph, node, shapes)
+    if found is not None:
+        _slope(graph, found)
+        _residual(graph, found, shapes)
+    return found
+
+
+def _gemm(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
+    if node.op_type != "Gemm" or len(node.input) < 3 or any(i not in graph.constants for i in node.input[1:]):
+        return None
+    given = flags(node)
+    weight, bias = (graph.constants[i] for i in node.input[1:])
+    if given.get("transA") or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1 or bias.ndim != 1:
+        return None
+    found = Product(node.input[0], weight.T if given.get("transB") else weight, bias, node.output[0])
+    _windows(graph, found, shapes)
+    return found
+
+
+def _windows(graph: Graph, p: Product, shapes: Shapes) -> None:
+    """Take in the Gather of rows in front of the product, and the zeros around what it gathers from."""
+    gather = _behind_shapes(graph, p.x)
+    if gather is None or gather.op_type != "Gather" or flags(gather).get("axis", 0) != 0:
+        return
+    source, index = gather.input[0], graph.constants.get(gather.input[1])
+    width = shapes.get(source, (0,))[-1]
+    if index is None or index.ndim != 1 or len(shapes.get(source, ())) != 2 or not width or p.weight.shape[0] % width:
+        return
+    taps = p.weight.shape[0] // width
+    if index.size % taps or index.min() < 0:
+        return
+    p.x, p.index = source, index.reshape(-1, taps).astype(np.int64)
+    pad = _behind_shapes(graph, source)
+    before = shapes.get(pad.input[0], ()) if pad is not None and pad.op_type == "Pad" else ()
+    pads = graph.constants.get(pad.input[1]) if pad is not None and before and len(pad.input) < 4 else None
+    value = graph.constants.get(pad.input[2], np.ones(1)) if pad is not None and len(pad.input) > 2 else np.zeros(1)
+    constant = pad is not None and flags(pad).get("mode", b"constant") == b"constant"
+    if pad is None or not constant or pads is None or value.any() or before[-1] != width or 0 in before:
+        return
+    if pads[1 : len(before)].any() or pads[len(before) + 1 :].any() or pads.min() < 0:
+        return  # not only in front of all rows and behind them
+    rows = int(np.prod(before[:-1]))
+    moved = p.index - int(pads[0]) * (rows // before[0])
+    p.x, p.index = pad.input[0], np.where((moved < 0) | (moved >= rows), -1, moved)
+
+
+def _behind_shapes(graph: Graph, name: str) -> NodeProto | None:
+    """What makes a tensor that was only given other shapes since, and that nobody else reads."""
+    while (node := graph.producer.get(name)) is not None and graph.only_reader(name) is not None:
+        if node.op_type != "Reshape":
+            return node
+        name = node.input[0]
+    return None
+
+
+def _convolution(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
+    if node.op_type != "Conv" or len(node.input) < 3 or any(i not in graph.constants for i in node.input[1:]):
+        return None
+    given, shape = flags(node), shapes.get(node.input[0], ())
+    (weight, bias), turned = (graph.constants[i] for i in node.input[1:]), graph.only_reader(node.output[0])
+    rows = turned and graph.only_reader(turned.output[0])
+    plain = given.get("group", 1) == 1 and all(set(given.get(k, [1])) == {1} for k in ("strides", "dilations"))
+    if not plain or len(shape) != 4 or shape[0] != 1 or 0 in shape or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return None
+    if not turned or turned.op_type != "Transpose" or flags(turned).get("perm") != TO_ROWS:
+        return None
+    if not rows or rows.op_type != "Reshape" or len(shapes.get(rows.output[0], ())) != 2:
+        return None
+    pads = given.get("pads", [0] * 4)
+    places = np.pad(
+        np.arange(int(np.prod(shape))).reshape(shape[1:]), [(0, 0), pads[::2], pads[1::2]], constant_values=-1
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(places, weight.shape[2:], (1, 2))  # (C, H, W, taps, taps)
+    index = windows.transpose(1, 2, 0, 3, 4).reshape(-1, weight[0].size)
+    if shapes[rows.output[0]] != (len(index), bias.size):
+        return None
+    return Product(node.input[0], weight.reshape(bias.size, -1).T, bias, rows.output[0], index)
+
+
+def _slope(graph: Graph, p: Product) -> None:
+    """``max(v, slope v)`` behind the product: a PReLU."""
+    readers = sorted(graph.readers[p.out], key=lambda n: n.op_type)
+    if p.out in graph.outputs or [n.op_type for n in readers] != ["Max", "Mul"]:
+        return
+    most, scaled = readers
+    other = next((i for i in scaled.input if i != p.out), "")
+    slope = graph.constants.get(other)
+    if (
+        slope is None
+        or slope.size not in (1, p.bias.size)
+        or slope.ndim > 1
+        or graph.only_reader(scaled.output[0]) != most
+    ):
+        return
+    if sorted(most.input) == sorted([p.out, scaled.output[0]]):
+        p.slope, p.out = np.broadcast_to(slope, p.bias.shape).astype(np.float32), most.output[0]
+
+
+def _residual(graph: Graph, p: Product, shapes: Shapes) -> None:
+    """The sum of the product and another map of its shape."""
+    reader = graph.only_reader(p.out)
+    if reader is None or reader.op_type != "Add" or reader.input[0] == reader.input[1]:
+        return
+    other = next(i for i in reader.input if i != p.out)
+    shape = shapes.get(p.out, ())
+    if len(shape) == 2 and 0 not in shape and shapes.get(other) == shape:
+        p.residual, p.out = other, reader.output[0]

@@ -1,0 +1,36 @@
+// Products of windows of rows with a matrix, and what follows them: a convolution over rows, or the gathering of windows
+// in front of a product, without a copy of what windows share.
+//
+//   y_m = act(bias + sum_k x_{index[m, k]} W_k) + residual_m     x_i is zero for a negative i; act(v) = max(v, slope v)
+//
+// x (rows, inputs); index (windows, taps), or null: one tap, row m; weight (groups, taps, inputs, 64): W_k for 64 outputs
+// at a time, zeros behind the last one; bias, slope (outputs); y, residual (windows, outputs). slope and residual may be
+// null. All contiguous.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { EDGESEP_WINDOW_GROUP = 64, EDGESEP_WINDOW_BLOCK = 12 };
+
+typedef struct {
+  const float *x, *weight, *bias, *slope, *residual;
+  const int64_t* index;
+  float* y;
+  int64_t rows, inputs, windows, taps, outputs;
+} EdgesepWindows;
+
+static inline int64_t edgesep_window_groups(const EdgesepWindows* s) {
+  return (s->outputs + EDGESEP_WINDOW_GROUP - 1) / EDGESEP_WINDOW_GROUP;
+}
+// Rows of work: blocks of windows.
+static inline int64_t edgesep_window_blocks(const EdgesepWindows* s) {
+  return (s->windows + EDGESEP_WINDOW_BLOCK - 1) / EDGESEP_WINDOW_BLOCK;
+}
+void edgesep_window_product(const EdgesepWindows*, int64_t first, int64_t end);
+
+#ifdef __cplusplus
+}
+#endif
