@@ -1,5 +1,5 @@
-// Attention over the past, an LSTM's steps and products of windows against their contracts in float64 (core/past_attention.h,
-// lstm_steps.h, window_product.h).
+// Attention over the past, an LSTM's steps and products of windows against their contracts in float64
+// (core/past_attention.h, lstm_steps.h, window_product.h).
 #include <cmath>
 #include <limits>
 #include <random>
