@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import Constants, drop_dead, import_domains, replace_nodes
+from edgesep.onnx_edit import Constants, rewrite
 from edgesep.units import Graph, Unit, find, flags, lazily_raised
 
 DOMAIN = "edgesep"
@@ -36,8 +36,7 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in fused form; the function it computes is the same."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    _Fusing(made.graph).run()
-    import_domains(made)
+    rewrite(made, _Fusing(made.graph).run())
     return made
 
 
@@ -45,7 +44,7 @@ class _Fusing:
     """One graph, written anew: ``rows`` and ``maps`` say in which layouts a tensor is there already."""
 
     def __init__(self, graph: onnx.GraphProto):
-        self.written, self.graph = graph, Graph(graph)
+        self.graph = Graph(graph)
         self.units = find(self.graph)
         self.absorbed = {n.output[0] for unit in self.units.values() for n in unit.nodes}
         self.rows: dict[str, str] = {}
@@ -55,13 +54,13 @@ class _Fusing:
         self.made: list[NodeProto] = []
         self.constants = Constants(graph, "fused")
 
-    def run(self) -> None:
+    def run(self) -> list[NodeProto]:
+        """The new nodes, with chains that then became part of an operator."""
         for node in self.graph.nodes:
             self._emit(node)
         for name in self.graph.outputs:
             self._map(name)
-        replace_nodes(self.written, self.made)
-        drop_dead(self.written)  # what was written for a chain that then became part of an operator
+        return self.made
 
     def _emit(self, node: NodeProto) -> None:
         out, pairs = node.output[0], self.graph.pairs

@@ -35,6 +35,13 @@ def import_domains(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
+def rewrite(model: onnx.ModelProto, made: Iterable[NodeProto]) -> None:
+    """``made`` in place of a model's nodes; what nobody reads is left out, and new operators' domains are imported."""
+    replace_nodes(model.graph, made)
+    drop_dead(model.graph)
+    import_domains(model)
+
+
 def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of which they are known, 0 for a dimension that is not."""
     inferred = onnx.shape_inference.infer_shapes(model).graph

@@ -23,7 +23,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from edgesep.lstm_scan import unusual
-from edgesep.onnx_edit import Constants, drop_dead, fold_rearranged, import_domains, inferred_shapes, replace_nodes
+from edgesep.onnx_edit import Constants, fold_rearranged, inferred_shapes, rewrite
 from edgesep.ops import lstm_steps, past_attention
 from edgesep.units import Graph, flags
 
@@ -50,7 +50,8 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.nodes:
         attention = found.get(node.output[0])
         nodes += [node] if attention is None else _attended(graph, attention, constants)
-    return _written(made, nodes)
+    rewrite(made, nodes)
+    return made
 
 
 def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -67,14 +68,8 @@ def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes += [node] if lstm is None else steps.of(lstm)
         if lstm is not None:
             _without_transposition(graph, node.output[0])
-    return _written(made, nodes)
-
-
-def _written(model: onnx.ModelProto, nodes: list[NodeProto]) -> onnx.ModelProto:
-    replace_nodes(model.graph, nodes)
-    drop_dead(model.graph)
-    import_domains(model)
-    return model
+    rewrite(made, nodes)
+    return made
 
 
 def _made_by(graph: Graph, name: str, kind: str) -> NodeProto | None:

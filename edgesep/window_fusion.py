@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import Constants, drop_dead, import_domains, replace_nodes
+from edgesep.onnx_edit import Constants, rewrite
 from edgesep.ops import window_product
 from edgesep.units import Graph, flags
 
@@ -61,13 +61,7 @@ def fuse(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     made.CopyFrom(model)
     graph, constants = Graph(made.graph), Constants(made.graph, "product")
     found = {p.out: p for p in (_product(graph, node, shapes) for node in graph.nodes) if p and p.gains and p.fills}
-    nodes = []
-    for node in graph.nodes:
-        product = found.get(node.output[0])
-        nodes.append(node if product is None else _written(product, constants))
-    replace_nodes(made.graph, nodes)
-    drop_dead(made.graph)
-    import_domains(made)
+    rewrite(made, [_written(found[n.output[0]], constants) if n.output[0] in found else n for n in graph.nodes])
     return made
 
 
@@ -94,9 +88,10 @@ def _gemm(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
         return None
     given = flags(node)
     weight, bias = (graph.constants[i] for i in node.input[1:])
-    if given.get("transA") or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1 or bias.ndim != 1:
+    weight = weight.T if given.get("transB") else weight
+    if given.get("transA") or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1 or bias.shape != weight.shape[1:]:
         return None
-    found = Product(node.input[0], weight.T if given.get("transB") else weight, bias, node.output[0])
+    found = Product(node.input[0], weight, bias, node.output[0])
     _windows(graph, found, shapes)
     return found
 
@@ -107,19 +102,25 @@ def _windows(graph: Graph, p: Product, shapes: Shapes) -> None:
     if gather is None or gather.op_type != "Gather" or flags(gather).get("axis", 0) != 0:
         return
     source, index = gather.input[0], graph.constants.get(gather.input[1])
-    width = shapes.get(source, (0,))[-1]
-    if index is None or index.ndim != 1 or len(shapes.get(source, ())) != 2 or not width or p.weight.shape[0] % width:
+    _, width = shape if len(shape := shapes.get(source, ())) == 2 else (0, 0)
+    if index is None or index.ndim != 1 or not width or p.weight.shape[0] % width:
         return
     taps = p.weight.shape[0] // width
     if index.size % taps or index.min() < 0:
         return
     p.x, p.index = source, index.reshape(-1, taps).astype(np.int64)
-    pad = _behind_shapes(graph, source)
-    before = shapes.get(pad.input[0], ()) if pad is not None and pad.op_type == "Pad" else ()
-    pads = graph.constants.get(pad.input[1]) if pad is not None and before and len(pad.input) < 4 else None
-    value = graph.constants.get(pad.input[2], np.ones(1)) if pad is not None and len(pad.input) > 2 else np.zeros(1)
-    constant = pad is not None and flags(pad).get("mode", b"constant") == b"constant"
-    if pad is None or not constant or pads is None or value.any() or before[-1] != width or 0 in before:
+    _unpadded(graph, p, width, shapes)
+
+
+def _unpadded(graph: Graph, p: Product, width: int, shapes: Shapes) -> None:
+    """Windows of a map with rows of zeros in front and behind become windows of the map without them."""
+    assert p.index is not None
+    pad = _behind_shapes(graph, p.x)
+    if pad is None or pad.op_type != "Pad" or len(pad.input) > 3 or flags(pad).get("mode", b"constant") != b"constant":
+        return
+    before, pads = shapes.get(pad.input[0], ()), graph.constants.get(pad.input[1])
+    value = graph.constants.get(pad.input[2], np.ones(1)) if len(pad.input) > 2 else np.zeros(1)
+    if pads is None or value.any() or before[-1:] != (width,) or 0 in before:
         return
     if pads[1 : len(before)].any() or pads[len(before) + 1 :].any() or pads.min() < 0:
         return  # not only in front of all rows and behind them

@@ -54,11 +54,7 @@ struct Norm {
 };
 
 // Frames that are computed together: each row of the input is read once for all of them, into as many registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTile = 8;
-#else
-constexpr int kTile = 4;
-#endif
+constexpr int kTile = kRegisters / 4;
 constexpr int64_t kWhole = 8;  // parts are so many frames, or a multiple: the same on every instruction set
 
 // One item's part: frames [begin, end) of the item.

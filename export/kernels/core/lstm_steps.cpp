@@ -62,12 +62,6 @@ void advance(const Step& s, int64_t channel, int64_t count) {
   }
 }
 
-template <int rows>
-void of_at_most(const Step& s, int64_t many, int64_t channel, int64_t count) {
-  if (many == rows) return advance<rows>(s, channel, count);
-  if constexpr (rows > 1) of_at_most<rows - 1>(s, many, channel, count);
-}
-
 // Channels outside: their weights are in the nearest cache when the next rows need them.
 void over_rows(const Step& first, int64_t rows) {
   for (int64_t channel = 0; channel < first.hidden; channel += kLanes) {
@@ -76,10 +70,10 @@ void over_rows(const Step& first, int64_t rows) {
     int64_t left = rows;
     for (int64_t blocks = (rows + kRows - 1) / kRows; blocks; --blocks) {
       const int64_t now = left / blocks;  // as even as can be
-      if (count == kLanes)
-        of_at_most<kRows>(s, now, channel, kLanes);
-      else
-        of_at_most<kRows>(s, now, channel, count);
+      with_constant<kRows>(now, [&](auto many) {
+        count == kLanes ? advance<decltype(many)::value>(s, channel, kLanes)
+                        : advance<decltype(many)::value>(s, channel, count);
+      });
       s.skip(now);
       left -= now;
     }

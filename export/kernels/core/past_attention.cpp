@@ -115,13 +115,6 @@ void over_features(Rows r, int64_t width) {
   for (; width > 0; step(kLanes)) combine<frames, 1>(r, std::min<int64_t>(kLanes, width));
 }
 
-// `count` frames, at most kFrames.
-template <int frames>
-void over_frames(const Rows& r, int64_t count, int64_t width) {
-  if (count == frames) return over_features<frames>(r, width);
-  if constexpr (frames > 1) over_frames<frames - 1>(r, count, width);
-}
-
 }  // namespace
 
 void attention_weights(const EdgesepAttention* s, int64_t first, int64_t end) {
@@ -196,7 +189,7 @@ void attention_values(const EdgesepAttention* s, int64_t first, int64_t end) {
         const int64_t within = n % kGroup, count = std::min({int64_t{kFrames}, s->frames - n, kGroup - within});
         r.weights = s->weights + ((item * groups + n / kGroup) * rows + j) * kGroup + within;
         r.y = s->y + (item * s->frames + n) * s->features + c;
-        over_frames<kFrames>(r, count, width);
+        with_constant<kFrames>(count, [&](auto frames) { over_features<decltype(frames)::value>(r, width); });
         n += count;
       }
       j += r.count;

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace edgesep {
 namespace EDGESEP_ISA {  // or the linker would keep one instruction set's copy for all
@@ -16,6 +17,11 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 constexpr int64_t kRowChannels = 16;  // what callers split over threads, a cache line: the same on every instruction set
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
@@ -91,6 +97,13 @@ inline bool any_above(Vec x, float limit) {
   for (int i = 0; i < kLanes; ++i)
     if (x[i] > limit) return true;
   return false;
+}
+
+// f with a count, from 1 to `most`, as a type: a loop over it is unrolled, and what it sums stays in registers.
+template <int most, typename F>
+inline void with_constant(int64_t count, F f) {
+  if (count == most) return f(std::integral_constant<int, most>{});
+  if constexpr (most > 1) with_constant<most - 1>(count, f);
 }
 
 constexpr float kLog2E = 1.44269504088896341f;

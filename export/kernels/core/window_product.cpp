@@ -15,11 +15,7 @@ namespace EDGESEP_ISA {
 namespace {
 
 constexpr int64_t kGroup = EDGESEP_WINDOW_GROUP, kBlock = EDGESEP_WINDOW_BLOCK;
-#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-constexpr int kWindows = 6, kWide = 4;
-#else
-constexpr int kWindows = 4, kWide = 2;
-#endif
+constexpr int kWindows = kRegisters == 32 ? 6 : 4, kWide = kRegisters == 32 ? 4 : 2;
 
 // Windows from `first` on, and outputs from `from` on.
 struct Tile {
@@ -66,12 +62,6 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
   }
 }
 
-template <int windows>
-void of_at_most(int64_t count, const EdgesepWindows& s, const Tile& tile) {
-  if (count == windows) return multiply<windows>(s, tile);
-  if constexpr (windows > 1) of_at_most<windows - 1>(count, s, tile);
-}
-
 }  // namespace
 
 void window_product(const EdgesepWindows* s, int64_t first, int64_t end) {
@@ -79,7 +69,9 @@ void window_product(const EdgesepWindows* s, int64_t first, int64_t end) {
   const int64_t begin = first * kBlock, stop = std::min(end * kBlock, s->windows);
   for (int64_t from = 0; from < s->outputs; from += kWide * kLanes)  // a strip of the matrix at a time
     for (int64_t m = begin; m < stop; m += kWindows)
-      of_at_most<kWindows>(std::min<int64_t>(kWindows, stop - m), *s, {m, from, zeros.data()});
+      with_constant<kWindows>(std::min<int64_t>(kWindows, stop - m), [&](auto windows) {
+        multiply<decltype(windows)::value>(*s, {m, from, zeros.data()});
+      });
 }
 
 }  // namespace EDGESEP_ISA

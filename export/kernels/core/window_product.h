@@ -22,9 +22,6 @@ typedef struct {
   int64_t rows, inputs, windows, taps, outputs;
 } EdgesepWindows;
 
-static inline int64_t edgesep_window_groups(const EdgesepWindows* s) {
-  return (s->outputs + EDGESEP_WINDOW_GROUP - 1) / EDGESEP_WINDOW_GROUP;
-}
 // Rows of work: blocks of windows.
 static inline int64_t edgesep_window_blocks(const EdgesepWindows* s) {
   return (s->windows + EDGESEP_WINDOW_BLOCK - 1) / EDGESEP_WINDOW_BLOCK;

@@ -260,8 +260,10 @@ void streams_equal_the_reference() {
       attention_equals_the_reference(frames, 37, 13, 41, bytes, 0);
       attention_equals_the_reference(frames, 9, 33, 5, bytes, 7);
     }
-  attention_equals_the_reference(8, 50, 132, 1056, false, 20);  // several chunks
-  attention_equals_the_reference(8, 50, 132, 1056, true, 20);
+  for (bool bytes : {false, true}) {
+    attention_equals_the_reference(8, 50, 132, 1056, bytes, 20);
+    attention_equals_the_reference(8, 50, 13, 2 * EDGESEP_ATTENTION_CHUNK + 100, bytes, 20);  // several chunks
+  }
   for (int64_t hidden : {1, 5, 16, 24, 64}) {
     lstm_equals_the_reference(1, 1, 1, hidden, {});
     lstm_equals_the_reference(9, 1, 7, hidden, {});
