@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import fusion, ops, rows, stream_fusion, window_fusion
+from edgesep import fusion, mamba_fusion, ops, rows, stream_fusion, window_fusion
 from edgesep.onnx_edit import fold_rearranged, inferred_shapes
 
 DOMAIN = "edgesep"
@@ -128,6 +128,8 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         made = stream_fusion.fuse(made)
         if precision != "bf16":
             made = window_fusion.fuse(made, shapes)
+    elif getattr(runtime, "FUSES", False):
+        made = mamba_fusion.fuse(made)
     if native and getattr(runtime, "ROWS", False):
         made = rows.a_few_at_a_time(made)
     onnx.save(made, out)

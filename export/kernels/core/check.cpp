@@ -11,6 +11,8 @@ const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",  
 const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
 const char* const kLstmNames[kLstmInputs] = {"gates", "recurrent", "initial_h", "initial_c", "order"};
 const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual"};
+const char* const kMambaNames[kMambaInputs] = {"x",     "in",        "conv_weight", "conv_bias", "states",  "steps",
+                                               "step_bias", "A", "D", "out", "through", "bias"};
 
 namespace {
 
@@ -261,6 +263,45 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
     return "residual has shape " + text(in[5].dims) + ", expected (" + std::to_string(sizes->windows) + ", " +
            std::to_string(sizes->outputs) + ")";
   return first_misfit(in, kWindowNames, kWindowRequired, {x, weight, bias, index, bias, in[5].dims});
+}
+
+std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
+  if (in.size() != kMambaInputs) return "BidirectionalMamba takes 12 inputs, got " + std::to_string(in.size());
+  const std::vector<int64_t>&x = in[0].dims, &conv = in[2].dims, &steps = in[5].dims, &A = in[7].dims, &wide = in[1].dims;
+  if (!in[0].given || x.size() != 3 || x[0] < 1 || x[1] < 1)
+    return "x has shape " + text(x) + ", expected (rows, channels, length)";
+  const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };
+  sizes->rows = x[0], sizes->channels = x[1], sizes->length = x[2];
+  sizes->taps = 0;
+  for (int64_t taps : {1, 2, 4, 8})
+    if (wide.size() == 6 && wide[3] == edgesep_unfolded_parts(taps)) sizes->taps = taps;
+  if (!sizes->taps) return "in has shape " + text(wide) + ", expected (2, 2, groups, 1 3 9 or 27, channels, 32)";
+  if (x[2] < sizes->taps)
+    return "x has shape " + text(x) + ", expected " + std::to_string(sizes->taps) + " steps or more";
+  if (!in[2].given || conv.size() != 3 || conv[1] < 1 || conv[2] < 1 || conv[2] > EDGESEP_CONV_MAX_TAPS)
+    return "conv_weight has shape " + text(conv) + ", expected (2, inner, 1 to 8)";
+  sizes->inner = conv[1], sizes->conv_taps = conv[2];
+  if (!in[5].given || steps.size() != 5 || steps[3] < 1)
+    return "steps has shape " + text(steps) + ", expected (2, groups, 1, rank, 64)";
+  if (!in[7].given || A.size() != 3 || A[2] < 1 || A[2] > EDGESEP_SCAN_MAX_STATE)
+    return "A has shape " + text(A) + ", expected (2, " + std::to_string(conv[1]) + ", 1 to 64)";
+  sizes->rank = steps[3], sizes->state = A[2];
+  const int64_t inner = conv[1], outputs = sizes->taps * x[1], parts = wide[3], group = EDGESEP_WINDOW_GROUP;
+  const int64_t unfolded = EDGESEP_UNFOLDED_GROUP;
+  const std::vector<int64_t> each = {2, inner};
+  return first_misfit(in, kMambaNames, kMambaInputs,
+                      {x,
+                       {2, 2, groups(inner, unfolded), parts, x[1], unfolded},
+                       {2, inner, conv[2]},
+                       each,
+                       {2, groups(sizes->rank + 2 * sizes->state, group), 1, inner, group},
+                       {2, groups(inner, group), 1, sizes->rank, group},
+                       each,
+                       {2, inner, sizes->state},
+                       each,
+                       {2, groups(outputs, group), 1, inner, group},
+                       {groups(outputs, unfolded), parts, x[1], unfolded},
+                       {x[1]}});
 }
 
 std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low) {

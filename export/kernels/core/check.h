@@ -1,5 +1,6 @@
 // What a caller hands over, checked once for every adapter: shapes by the contract's order of inputs.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "causal_conv.h"
 #include "conv_norm.h"
 #include "lstm_steps.h"
+#include "mamba.h"
 #include "past_attention.h"
 #include "selective_scan.h"
 #include "window_product.h"
@@ -51,6 +53,14 @@ constexpr int kWindowInputs = 6, kWindowRequired = 3, kWindowIndex = 3;
 constexpr int64_t kNoRow = -1;  // in an index: zeros
 extern const char* const kWindowNames[kWindowInputs];
 
+// x, in, conv_weight, conv_bias, states, steps, step_bias, A, D, out, through, bias
+constexpr int kMambaInputs = 12;
+extern const char* const kMambaNames[kMambaInputs];
+inline std::array<const float**, kMambaInputs> mamba_inputs(EdgesepMamba* s) {
+  return {&s->x,         &s->in, &s->conv_weight, &s->conv_bias, &s->states,  &s->steps,
+          &s->step_bias, &s->A,  &s->D,           &s->out,       &s->through, &s->bias};
+}
+
 // Empty and the sizes filled in, or a sentence that names the input, what came and what was expected.
 std::string check_scan(const std::vector<Input>& inputs, EdgesepScan* sizes);
 std::string check_conv(const std::vector<Input>& inputs, EdgesepConv* sizes);
@@ -60,6 +70,7 @@ std::string check_stats(const std::vector<Input>& inputs, EdgesepConvNorm* sizes
 std::string check_attention(const std::vector<Input>& inputs, EdgesepAttention* sizes);
 std::string check_lstm(const std::vector<Input>& inputs, EdgesepLstm* sizes);
 std::string check_windows(const std::vector<Input>& inputs, EdgesepWindows* sizes);
+std::string check_mamba(const std::vector<Input>& inputs, EdgesepMamba* sizes);
 
 // Empty, or a sentence where an index lies outside [low, size).
 std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low = 0);

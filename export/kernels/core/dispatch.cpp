@@ -4,6 +4,7 @@
 #include "causal_conv.h"
 #include "conv_norm.h"
 #include "lstm_steps.h"
+#include "mamba.h"
 #include "past_attention.h"
 #include "selective_scan.h"
 #include "window_product.h"
@@ -23,7 +24,8 @@
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
   X(lstm, EdgesepLstm)                   \
-  X(window_product, EdgesepWindows)
+  X(window_product, EdgesepWindows)      \
+  X(mamba, EdgesepMamba)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);

@@ -376,6 +376,30 @@ struct Windows {
   }
 };
 
+struct Mamba {
+  static constexpr const char* kName = "BidirectionalMamba";
+  static constexpr size_t kInputs = edgesep::kMambaInputs, kRequired = kInputs, kOutputs = 1;
+  static constexpr bool kKeepsShape = false;
+  static constexpr int type(size_t) { return kOrtFloat; }
+
+  const OrtApi* api;
+  float epsilon;
+
+  Mamba(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), epsilon(attribute_float(table, info, "epsilon", 1e-5f)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepMamba mamba{};
+    require(api, kName, edgesep::check_mamba(shapes_of(in), &mamba));
+    mamba.epsilon = epsilon;
+    size_t i = 0;
+    for (const float** to : edgesep::mamba_inputs(&mamba)) *to = in[i++].data;
+    mamba.y = output(api, context, 0, {mamba.rows, mamba.length, mamba.channels});
+    split(api, context, mamba, edgesep_mamba, mamba.rows);
+  }
+};
+
 std::atomic<const OrtApi*> table{nullptr};  // of the process's ONNX Runtime; set when the library is registered
 
 // The first output is shaped as the first input, symbolic dimensions included. A dimension without size or name would
@@ -454,7 +478,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
       OrtCustomOpDomain* made = nullptr;
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
       for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>(),
-                                   operation<Attention>(), operation<Lstm>(), operation<Windows>()})
+                                   operation<Attention>(), operation<Lstm>(), operation<Windows>(),
+                                   operation<Mamba>()})
         must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();

@@ -516,6 +516,52 @@ class WindowProduct : public ov::op::Op {
   int64_t given_ = 7;
 };
 
+class BidirectionalMamba : public ov::op::Op {
+ public:
+  OPENVINO_OP("BidirectionalMamba", "edgesep");
+
+  BidirectionalMamba() = default;
+  BidirectionalMamba(const ov::OutputVector& inputs, float epsilon) : Op(inputs), epsilon_(epsilon) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    require_float(*this);
+    const auto x = get_input_partial_shape(0);
+    ov::PartialShape y = ov::PartialShape::dynamic(3);
+    if (x.rank().is_static() && x.size() == 3) y = {x[0], x[2], x[1]};
+    set_output_type(0, ov::element::f32, y);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<BidirectionalMamba>(inputs, epsilon_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("epsilon", epsilon_);
+    return true;
+  }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, (1 << edgesep::kMambaInputs) - 1, edgesep::kMambaInputs);
+    EdgesepMamba mamba{};
+    const std::string wrong = edgesep::check_mamba(in.shapes, &mamba);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::BidirectionalMamba: ", wrong);
+    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+    outputs[0].set_shape({size(mamba.rows), size(mamba.length), size(mamba.channels)});
+    mamba.epsilon = epsilon_;
+    size_t i = 0;
+    for (const float** to : edgesep::mamba_inputs(&mamba)) *to = in.data(i++);
+    mamba.y = outputs[0].data<float>();
+    split(mamba, edgesep_mamba, mamba.rows);
+    return true;
+  }
+
+ private:
+  float epsilon_ = 1e-5f;
+};
+
 // An input that the ONNX file left empty.
 bool absent(const ov::Output<ov::Node>& input) {
   return !input.get_node() || std::string(input.get_node()->get_type_info().name) == "NullNode";
@@ -593,6 +639,12 @@ ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<WindowProduct>(inputs, given)->outputs();
 }
 
+ov::OutputVector mamba_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  return std::make_shared<BidirectionalMamba>(present(node, &given), node.get_attribute<float>("epsilon", 1e-5f))
+      ->outputs();
+}
+
 }  // namespace
 
 using ov::frontend::onnx::ConversionExtension;
@@ -601,6 +653,7 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
      std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<GlobalStats>>(),
      std::make_shared<ov::OpExtension<PooledSum>>(), std::make_shared<ov::OpExtension<PastAttention>>(),
      std::make_shared<ov::OpExtension<LstmSteps>>(), std::make_shared<ov::OpExtension<WindowProduct>>(),
+     std::make_shared<ov::OpExtension<BidirectionalMamba>>(),
      std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
      std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
@@ -608,4 +661,5 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
      std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx),
      std::make_shared<ConversionExtension>("PastAttention", "edgesep", attention_from_onnx),
      std::make_shared<ConversionExtension>("LstmSteps", "edgesep", lstm_from_onnx),
-     std::make_shared<ConversionExtension>("WindowProduct", "edgesep", windows_from_onnx)}));
+     std::make_shared<ConversionExtension>("WindowProduct", "edgesep", windows_from_onnx),
+     std::make_shared<ConversionExtension>("BidirectionalMamba", "edgesep", mamba_from_onnx)}));

@@ -218,6 +218,7 @@ int main() {
       conv_equals_the_reference(2, 33, channels, taps);
     units_equal_the_reference();
     streams_equal_the_reference();
+    blocks_equal_the_reference();
   }
   misfits_are_named();
   std::printf("%d failed on %d instruction sets\n", failures, sets);

@@ -15,3 +15,4 @@ void expect(bool good, const std::string& what);  // prints a line, counts failu
 double snr_db(const std::vector<float>& got, const std::vector<double>& wanted);
 void units_equal_the_reference();    // test_units.cpp
 void streams_equal_the_reference();  // test_streams.cpp
+void blocks_equal_the_reference();   // test_mamba.cpp

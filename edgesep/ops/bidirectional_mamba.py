@@ -1,0 +1,89 @@
+"""``edgesep::BidirectionalMamba`` version 1: windows of rows through a Mamba block each way, and back to rows.
+
+Shapes: R rows of n steps and C channels, M = n - K + 1 windows of K steps; E inner channels, N states, r the rank of
+the step sizes. ``x (R, C, n)`` → ``y (R, n, C)``. Of each direction d, forwards and backwards:
+
+    w_m = (x_m, ..., x_{m+K-1})
+    u, z = In_d w_m / sqrt(mean(w_m²) + epsilon)                       ``in (2, 2, G, 3^log2(K), C, 32)``
+    v = silu(conv(u))                                                  ``conv_weight (2, E, T)``, ``conv_bias (2, E)``
+    t, B, C = States_d v                                               ``states (2, G, 1, E, 64)``, r + 2N outputs
+    s = scan(v, Steps_d t + step_bias, A_d, B, C, D_d, z)              ``steps (2, G, 1, r, 64)``; ``A (2, E, N)``
+    p_m = sum over d of Out_d s_m, + Through w_m                       ``out (2, G, 1, E, 64)``, K·C outputs
+    y_n = bias + sum_k p_{n-k, k}                                      ``through (G, 3^log2(K), C, 32)``, ``bias (C)``
+
+``conv`` and ``scan`` are ``CausalConv1dSilu`` and ``SelectiveScan`` with a softplus, from the last window for the way
+back. ``in`` and ``through`` are written for a fast algorithm (``unfolded``), which needs 27 instead of 64 products for
+8 taps, the other matrices as ``window_product.grouped`` has them. K is 1, 2, 4 or 8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgesep.ops import causal_conv, selective_scan
+
+DOMAIN, NAME, VERSION = "edgesep", "BidirectionalMamba", 1
+CONVOLUTION, SCAN = ("conv_weight", "conv_bias"), ("states", "steps", "step_bias", "A", "D")
+INPUTS = ("x", "in", *CONVOLUTION, *SCAN, "out", "through", "bias")
+TAPS = (1, 2, 4, 8)
+GROUP = 32  # outputs of the fast algorithm
+
+
+def unfolded(weight: np.ndarray) -> np.ndarray:
+    """``(K, C, N)``, one matrix a tap, as the fast algorithm reads it: ``(G, 3^log2(K), C, 32)``."""
+    parts = _parts(weight.astype(np.float64))
+    filled = np.pad(parts, [(0, 0), (0, 0), (0, -parts.shape[2] % GROUP)])
+    split = filled.reshape(*parts.shape[:2], -1, GROUP)
+    return np.ascontiguousarray(split.transpose(2, 0, 1, 3), np.float32)
+
+
+def _parts(weight: np.ndarray) -> np.ndarray:
+    """What both halves of the taps share first: their sum; then the lower half and the upper one."""
+    if len(weight) == 1:
+        return weight
+    low, high = np.split(weight, 2)
+    return np.concatenate([_parts(low + high), _parts(low), _parts(high)])
+
+
+def folded(parts: np.ndarray) -> np.ndarray:
+    """``unfolded`` taken back: ``(K, C, 32·G)``."""
+    return _taps(parts.transpose(1, 2, 0, 3).reshape(*parts.shape[1:3], -1))
+
+
+def _taps(parts: np.ndarray) -> np.ndarray:
+    if len(parts) == 1:
+        return parts
+    _, low, high = np.split(parts, 3)
+    return np.concatenate([_taps(low), _taps(high)])
+
+
+def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:
+    """The operator in float64."""
+    g = {name: value.astype(np.float64) for name, value in given.items()}
+    x, inner = g["x"].transpose(0, 2, 1), g["D"].shape[1]
+    rows, steps, channels = x.shape
+    through = folded(g["through"])
+    taps = len(through)
+    outputs = taps * channels
+    windows = np.stack([x[:, m : m + taps].reshape(rows, outputs) for m in range(steps - taps + 1)], 1)
+    normed = windows / np.sqrt(np.square(windows).mean(-1, keepdims=True) + epsilon)
+    made = windows @ through.reshape(outputs, -1)[:, :outputs]
+    for d, reverse in enumerate((False, True)):
+        u, z = (normed @ folded(half).reshape(outputs, -1)[:, :inner] for half in g["in"][d])
+        v = causal_conv.reference(u, g["conv_weight"][d], g["conv_bias"][d], reverse=reverse)
+        states, rank = g["A"].shape[2], g["steps"].shape[3]
+        mixed = v @ _matrix(g["states"][d])[:, : rank + 2 * states]
+        t, b, c = np.split(mixed, [rank, rank + states], -1)
+        delta = t @ _matrix(g["steps"][d])[:, :inner]
+        of = {"D": g["D"][d], "z": z, "delta_bias": g["step_bias"][d], "delta_softplus": True, "reverse": reverse}
+        y, _ = selective_scan.reference(v, delta, g["A"][d], b, c, **of)
+        made += y @ _matrix(g["out"][d])[:, :outputs]
+    y = np.tile(g["bias"], (rows, steps, 1))
+    for k in range(taps):
+        y[:, k : k + windows.shape[1]] += made[..., k * channels : (k + 1) * channels]
+    return np.asarray(y)
+
+
+def _matrix(grouped: np.ndarray) -> np.ndarray:
+    """One tap of ``window_product.grouped`` taken back, with the zeros behind the last output."""
+    return grouped[:, 0].transpose(1, 0, 2).reshape(grouped.shape[2], -1)

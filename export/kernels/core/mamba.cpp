@@ -1,0 +1,182 @@
+// Compiled once per instruction set, each time in a namespace of its own (EDGESEP_ISA); see dispatch.cpp.
+//
+// A few blocks of windows of one row at a time: what a direction makes of them stays in the second-level cache. From one
+// piece to the next it keeps the last inputs of the convolution and the state of the scan.
+#include "mamba.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "causal_conv.h"
+#include "selective_scan.h"
+#include "unfolded_product.h"
+#include "vec.h"
+#include "window_product.h"
+
+namespace edgesep {
+namespace EDGESEP_ISA {
+
+void scan(const EdgesepScan*, int64_t, int64_t);
+void conv(const EdgesepConv*, int64_t, int64_t);
+void window_product(const EdgesepWindows*, int64_t, int64_t);
+
+namespace {
+
+// Floats that begin with a cache line.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  Aligned() = default;
+  template <class Other>
+  Aligned(const Aligned<Other>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
+Floats floats(int64_t count) { return Floats(static_cast<size_t>(count)); }
+
+int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+class Block {
+ public:
+  explicit Block(const EdgesepMamba& s)
+      : s_(s),
+        windows_(s.length - s.taps + 1),
+        piece_(at_a_time(windows_, s.taps)),
+        history_((s.conv_taps - 1) * s.inner),
+        parts_size_(edgesep_unfolded_parts(s.taps) * s.channels * piece_ / s.taps),
+        x_(floats(s.length * s.channels)),
+        squares_(floats(s.length)),
+        scale_(floats(windows_)),
+        parts_(floats((windows_ + piece_ - 1) / piece_ * parts_size_)),
+        u_(floats(piece_ * s.inner + 2 * history_)),
+        v_(floats(piece_ * s.inner + 2 * history_)),
+        z_(floats(piece_ * s.inner)),
+        delta_(floats(piece_ * s.inner)),
+        mixed_(floats(piece_ * (s.rank + 2 * s.state))),
+        steps_(floats(piece_ * s.rank)),
+        B_(floats(piece_ * s.state)),
+        C_(floats(piece_ * s.state)),
+        state_(floats(s.inner * s.state)),
+        made_(floats(piece_ * s.taps * s.channels)),
+        zeros_(floats(rounded(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}), EDGESEP_WINDOW_GROUP))) {}
+
+  void row(int64_t row) {
+    read(s_.x + row * s_.channels * s_.length);
+    float* const y = s_.y + row * s_.length * s_.channels;
+    for (int64_t n = 0; n < s_.length; ++n) std::copy(s_.bias, s_.bias + s_.channels, y + n * s_.channels);
+    const int64_t pieces = (windows_ + piece_ - 1) / piece_;
+    for (int way = 0; way < 2; ++way) {
+      std::fill(u_.begin(), u_.end(), 0.0f);
+      std::fill(state_.begin(), state_.end(), 0.0f);
+      for (int64_t i = 0; i < pieces; ++i) piece(way, way ? pieces - 1 - i : i, y);
+    }
+  }
+
+ private:
+  // Windows of a piece: whole blocks, and as many in each piece.
+  static int64_t at_a_time(int64_t windows, int64_t taps) {
+    const int64_t blocks = (windows + taps - 1) / taps, pieces = (blocks + kUnfoldedBlocks - 1) / kUnfoldedBlocks;
+    return (blocks + pieces - 1) / pieces * taps;
+  }
+
+  // The row as (length, channels), the factor of each window and the parts of every piece.
+  void read(const float* x) {
+    for (int64_t n = 0; n < s_.length; ++n) {
+      float sum = 0;
+      for (int64_t c = 0; c < s_.channels; ++c) {
+        const float value = x[c * s_.length + n];
+        x_[static_cast<size_t>(n * s_.channels + c)] = value;
+        sum += value * value;
+      }
+      squares_[static_cast<size_t>(n)] = sum;
+    }
+    for (int64_t m = 0; m < windows_; ++m) {
+      float sum = 0;
+      for (int64_t k = 0; k < s_.taps; ++k) sum += squares_[static_cast<size_t>(m + k)];
+      sum = sum / static_cast<float>(s_.taps * s_.channels) + s_.epsilon;
+      scale_[static_cast<size_t>(m)] = 1 / std::sqrt(sum);
+    }
+    for (int64_t begin = 0, i = 0; begin < windows_; begin += piece_, ++i)
+      unfold(x_.data() + begin * s_.channels, s_.length - begin, s_.channels, s_.taps, piece_ / s_.taps,
+             parts_.data() + i * parts_size_);
+  }
+
+  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
+               const float* residual = nullptr) const {
+    EdgesepWindows w{};
+    w.x = x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
+    w.rows = w.windows = rows, w.inputs = inputs, w.taps = 1, w.outputs = outputs;
+    window_product(&w, 0, edgesep_window_blocks(&w));
+  }
+
+  void piece(int way, int64_t index, float* y) {
+    const int64_t begin = index * piece_, count = std::min(piece_, windows_ - begin), inner = s_.inner;
+    const int64_t rank = s_.rank, state = s_.state, mixed = rank + 2 * state, outputs = s_.taps * s_.channels;
+    const auto unfolded = [&](const float* weight, int64_t made, const float* scale, float* to) {
+      unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, scale,
+                       count, to);
+    };
+    // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
+    const int64_t half = rounded(inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels;
+    const float *const in = s_.in + 2 * way * half, *const scale = scale_.data() + begin;
+    unfolded(in, inner, scale, u_.data() + history_);
+    unfolded(in + half, inner, scale, z_.data());
+    EdgesepConv c{};
+    c.x = u_.data() + (way ? history_ : 0), c.y = v_.data() + (way ? history_ : 0);
+    c.w = s_.conv_weight + way * inner * s_.conv_taps, c.bias = s_.conv_bias + way * inner;
+    c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps, c.reverse = way;
+    conv(&c, 0, (inner + kRowChannels - 1) / kRowChannels);
+    const float* const kept = u_.data() + (way ? history_ : count * inner);
+    std::memmove(u_.data() + (way ? history_ + piece_ * inner : 0), kept, static_cast<size_t>(history_) * sizeof(float));
+
+    const auto of = [way](const float* weight, int64_t inputs, int64_t made) {
+      return weight + way * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
+    };
+    product(v_.data() + history_, count, inner, of(s_.states, inner, mixed), mixed, mixed_.data());
+    for (int64_t m = 0; m < count; ++m) {
+      const float* const from = mixed_.data() + m * mixed;
+      std::copy(from, from + rank, steps_.data() + m * rank);
+      std::copy(from + rank, from + rank + state, B_.data() + m * state);
+      std::copy(from + rank + state, from + mixed, C_.data() + m * state);
+    }
+    product(steps_.data(), count, rank, of(s_.steps, rank, inner), inner, delta_.data());
+    EdgesepScan r{};
+    r.u = v_.data() + history_, r.delta = delta_.data(), r.A = s_.A + way * inner * state, r.B = B_.data();
+    r.C = C_.data(), r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
+    r.initial_state = r.last_state = state_.data();
+    r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
+    r.batch = 1, r.length = count, r.channels = inner, r.state = state, r.delta_softplus = 1, r.reverse = way;
+    scan(&r, 0, (inner + kRowChannels - 1) / kRowChannels);
+
+    if (!way) unfolded(s_.through, outputs, nullptr, made_.data());
+    product(u_.data() + history_, count, inner, of(s_.out, inner, outputs), outputs, made_.data(),
+            way ? nullptr : made_.data());
+    for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
+      float* const to = y + (begin + m) * s_.channels;
+      for (int64_t i = 0; i < outputs; ++i) to[i] += made_[static_cast<size_t>(m * outputs + i)];
+    }
+  }
+
+  const EdgesepMamba& s_;
+  const int64_t windows_, piece_, history_, parts_size_;
+  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, zeros_;
+};
+
+}  // namespace
+
+void mamba(const EdgesepMamba* s, int64_t first, int64_t end) {
+  Block block(*s);
+  for (int64_t row = first; row < end; ++row) block.row(row);
+}
+
+}  // namespace EDGESEP_ISA
+}  // namespace edgesep

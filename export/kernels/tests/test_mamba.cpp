@@ -1,0 +1,206 @@
+// Mamba blocks over windows of rows against their contract in float64 (core/mamba.h).
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "../core/check.h"
+#include "testing.h"
+
+namespace {
+
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+struct Sizes {
+  int64_t rows, channels, length, taps, inner, rank, state, conv_taps;
+};
+
+class Drawn {
+ public:
+  // With a variance that keeps a sum of `terms` of them near one.
+  Floats fill(int64_t count, int64_t terms = 1) {
+    Floats out(at(count));
+    for (float& v : out) v = normal_(random_) / std::sqrt(static_cast<float>(terms));
+    return out;
+  }
+
+ private:
+  std::mt19937 random_{11};
+  std::normal_distribution<float> normal_;
+};
+
+// (inputs, outputs) as window_product.h reads one tap of it, appended.
+void append_grouped(const Floats& matrix, int64_t inputs, int64_t outputs, Floats* to) {
+  const int64_t group = EDGESEP_WINDOW_GROUP;
+  for (int64_t from = 0; from < outputs; from += group)
+    for (int64_t k = 0; k < inputs; ++k)
+      for (int64_t n = from; n < from + group; ++n) to->push_back(n < outputs ? matrix[at(k * outputs + n)] : 0);
+}
+
+// The sums of taps that unfolded_product.h names, of one entry of W.
+void append_parts(const Doubles& taps, Doubles* to) {
+  if (taps.size() == 1) return to->push_back(taps[0]);
+  const auto middle = taps.begin() + static_cast<std::ptrdiff_t>(taps.size() / 2);
+  const Doubles low(taps.begin(), middle), high(middle, taps.end());
+  Doubles both = low;
+  for (size_t i = 0; i < both.size(); ++i) both[i] += high[i];
+  for (const Doubles& half : {both, low, high}) append_parts(half, to);
+}
+
+// (taps, channels, outputs) as unfolded_product.h reads it, appended.
+void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64_t outputs, Floats* to) {
+  const int64_t group = EDGESEP_UNFOLDED_GROUP, parts = edgesep_unfolded_parts(taps);
+  for (int64_t from = 0; from < outputs; from += group) {
+    const size_t begin = to->size();
+    to->resize(begin + at(parts * channels * group));
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t n = from; n < std::min(from + group, outputs); ++n) {
+        Doubles entry, sums;
+        for (int64_t k = 0; k < taps; ++k) entry.push_back(matrix[at((k * channels + c) * outputs + n)]);
+        append_parts(entry, &sums);
+        for (int64_t p = 0; p < parts; ++p)
+          (*to)[begin + at((p * channels + c) * group + n - from)] = static_cast<float>(sums[at(p)]);
+      }
+  }
+}
+
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+// (rows, inputs) x (inputs, outputs)
+Doubles times(const Doubles& x, const Floats& matrix, int64_t inputs, int64_t outputs) {
+  const int64_t rows = static_cast<int64_t>(x.size()) / inputs;
+  Doubles y(at(rows * outputs));
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t k = 0; k < inputs; ++k)
+      for (int64_t n = 0; n < outputs; ++n) y[at(m * outputs + n)] += x[at(m * inputs + k)] * matrix[at(k * outputs + n)];
+  return y;
+}
+
+void a_block_equals_the_reference(const Sizes& z) {
+  Drawn drawn;
+  const int64_t outputs = z.taps * z.channels, windows = z.length - z.taps + 1, mixed = z.rank + 2 * z.state;
+  const Floats x = drawn.fill(z.rows * z.channels * z.length), bias = drawn.fill(z.channels);
+  const Floats through = drawn.fill(outputs * outputs, outputs);
+  Floats in[2][2], states[2], steps[2], out[2], packed_in, packed_states, packed_steps, packed_out, packed_through;
+  for (int way = 0; way < 2; ++way) {
+    for (Floats& half : in[way]) {
+      half = drawn.fill(outputs * z.inner, outputs);
+      append_unfolded(half, z.taps, z.channels, z.inner, &packed_in);
+    }
+    append_grouped(states[way] = drawn.fill(z.inner * mixed, z.inner), z.inner, mixed, &packed_states);
+    append_grouped(steps[way] = drawn.fill(z.rank * z.inner, z.rank), z.rank, z.inner, &packed_steps);
+    append_grouped(out[way] = drawn.fill(z.inner * outputs, z.inner), z.inner, outputs, &packed_out);
+  }
+  append_unfolded(through, z.taps, z.channels, outputs, &packed_through);
+  const Floats conv_weight = drawn.fill(2 * z.inner * z.conv_taps, z.conv_taps), conv_bias = drawn.fill(2 * z.inner);
+  const Floats step_bias = drawn.fill(2 * z.inner), D = drawn.fill(2 * z.inner);
+  Floats A = drawn.fill(2 * z.inner * z.state), y(at(z.rows * z.length * z.channels));
+  for (float& v : A) v = -std::fabs(v);
+  EdgesepMamba s{};
+  const float* const given[] = {x.data(),       packed_in.data(), conv_weight.data(), conv_bias.data(),
+                                packed_states.data(), packed_steps.data(), step_bias.data(), A.data(),
+                                D.data(),       packed_out.data(), packed_through.data(), bias.data()};
+  size_t i = 0;
+  for (const float** to : edgesep::mamba_inputs(&s)) *to = given[i++];
+  s.y = y.data(), s.epsilon = 1e-3f;
+  s.rows = z.rows, s.channels = z.channels, s.length = z.length, s.taps = z.taps;
+  s.inner = z.inner, s.rank = z.rank, s.state = z.state, s.conv_taps = z.conv_taps;
+  for (int64_t row = 0; row < z.rows; ++row) edgesep_mamba(&s, row, row + 1);
+
+  Doubles wanted;
+  for (int64_t row = 0; row < z.rows; ++row) {
+    Doubles w, normed;
+    for (int64_t m = 0; m < windows; ++m) {
+      double squares = 0;
+      for (int64_t k = 0; k < outputs; ++k) {
+        w.push_back(x[at((row * z.channels + k % z.channels) * z.length + m + k / z.channels)]);
+        squares += w.back() * w.back();
+      }
+      for (int64_t k = 0; k < outputs; ++k)
+        normed.push_back(w[at(m * outputs + k)] / std::sqrt(squares / double(outputs) + 1e-3));
+    }
+    Doubles made = times(w, through, outputs, outputs);
+    for (int way = 0; way < 2; ++way) {
+      const auto place = [&](int64_t step) { return way ? windows - 1 - step : step; };
+      const Doubles u = times(normed, in[way][0], outputs, z.inner), gate = times(normed, in[way][1], outputs, z.inner);
+      Doubles v(u.size()), scanned(u.size());
+      for (int64_t t = 0; t < windows; ++t)
+        for (int64_t e = 0; e < z.inner; ++e) {
+          double sum = conv_bias[at(way * z.inner + e)];
+          for (int64_t k = 0; k < z.conv_taps; ++k)
+            if (const int64_t from = t - z.conv_taps + 1 + k; from >= 0)
+              sum += double(conv_weight[at((way * z.inner + e) * z.conv_taps + k)]) * u[at(place(from) * z.inner + e)];
+          v[at(place(t) * z.inner + e)] = silu(sum);
+        }
+      const Doubles mixing = times(v, states[way], z.inner, mixed);
+      Doubles t_(at(windows * z.rank));
+      for (int64_t m = 0; m < windows; ++m)
+        for (int64_t r = 0; r < z.rank; ++r) t_[at(m * z.rank + r)] = mixing[at(m * mixed + r)];
+      const Doubles delta = times(t_, steps[way], z.rank, z.inner);
+      Doubles h(at(z.inner * z.state));
+      for (int64_t t = 0; t < windows; ++t)
+        for (int64_t e = 0; e < z.inner; ++e) {
+          const int64_t here = place(t) * z.inner + e, of = way * z.inner + e;
+          const double dt = std::log1p(std::exp(delta[at(here)] + step_bias[at(of)]));
+          double sum = D[at(of)] * v[at(here)];
+          for (int64_t n = 0; n < z.state; ++n) {
+            double& state = h[at(e * z.state + n)];
+            const int64_t b = place(t) * mixed + z.rank + n;
+            state = std::exp(dt * A[at(of * z.state + n)]) * state + dt * v[at(here)] * mixing[at(b)];
+            sum += state * mixing[at(b + z.state)];
+          }
+          scanned[at(here)] = sum * silu(gate[at(here)]);
+        }
+      const Doubles part = times(scanned, out[way], z.inner, outputs);
+      for (size_t k = 0; k < made.size(); ++k) made[k] += part[k];
+    }
+    for (int64_t n = 0; n < z.length; ++n)
+      for (int64_t c = 0; c < z.channels; ++c) {
+        double sum = bias[at(c)];
+        for (int64_t k = 0; k < z.taps; ++k)
+          if (n - k >= 0 && n - k < windows) sum += made[at((n - k) * outputs + k * z.channels + c)];
+        wanted.push_back(sum);
+      }
+  }
+  const double found = snr_db(y, wanted);
+  expect(found >= kLimitDb, "Mamba block, " + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
+                                std::to_string(z.inner) + " inner channels: " + std::to_string(found) + " dB");
+}
+
+void misfits_of_blocks_are_named() {
+  using edgesep::Input;
+  const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
+  const std::vector<Input> good = {in({3, 5, 20}),       in({2, 2, 2, 9, 5, 32}), in({2, 40, 4}), in({2, 40}),
+                                   in({2, 1, 1, 40, 64}), in({2, 1, 1, 3, 64}),    in({2, 40}),    in({2, 40, 6}),
+                                   in({2, 40}),          in({2, 1, 1, 40, 64}),   in({1, 9, 5, 32}), in({5})};
+  EdgesepMamba s{};
+  expect(edgesep::check_mamba(good, &s).empty() && s.taps == 4 && s.inner == 40 && s.rank == 3, "a block that fits passes");
+  const auto named = [&](size_t i, std::vector<int64_t> dims, const char* start) {
+    std::vector<Input> wrong = good;
+    wrong[i] = in(std::move(dims));
+    expect(edgesep::check_mamba(wrong, &s).find(start) == 0, start);
+  };
+  named(0, {3, 5, 3}, "x has shape (3, 5, 3), expected 4 steps or more");
+  named(0, {3, 20}, "x has shape (3, 20), expected (rows, channels, length)");
+  named(1, {2, 2, 2, 8, 5, 32}, "in has shape (2, 2, 2, 8, 5, 32)");
+  named(1, {2, 2, 1, 9, 5, 32}, "in has shape (2, 2, 1, 9, 5, 32), expected (2, 2, 2, 9, 5, 32)");
+  named(2, {2, 40, 9}, "conv_weight has shape (2, 40, 9)");
+  named(4, {2, 1, 1, 39, 64}, "states has shape (2, 1, 1, 39, 64)");
+  named(5, {2, 1, 3, 64}, "steps has shape (2, 1, 3, 64)");
+  named(7, {2, 40, 65}, "A has shape (2, 40, 65)");
+  named(10, {2, 9, 5, 32}, "through has shape (2, 9, 5, 32), expected (1, 9, 5, 32)");
+  named(11, {6}, "bias has shape (6), expected (5)");
+}
+
+}  // namespace
+
+void blocks_equal_the_reference() {
+  a_block_equals_the_reference({2, 16, 257, 8, 40, 8, 16, 4});
+  a_block_equals_the_reference({1, 3, 30, 8, 16, 1, 16, 4});
+  a_block_equals_the_reference({3, 5, 70, 4, 37, 3, 6, 4});
+  a_block_equals_the_reference({2, 4, 2, 2, 16, 1, 16, 1});
+  a_block_equals_the_reference({2, 3, 40, 1, 20, 2, 4, 8});
+  misfits_of_blocks_are_named();
+}

@@ -1,0 +1,265 @@
+"""Mamba blocks: as one operator, or a few rows at a time in the bodies of Scans. And products made in parts.
+
+The function stays the same, and nothing is taken for a block that is not one.
+"""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from test_native_streams import RUNTIMES, operator
+
+from edgesep import graph, int8, kernels, mamba_fusion, onnx_edit, rows
+from edgesep.ops import bidirectional_mamba, onnx_forms, window_product
+from edgesep.passes import lower
+from edgesep.runtimes import int8_form, runtime
+from edgesep.separators import spmamba
+from edgesep.verify import output_snr_db
+
+RATE = 8000
+INNER, STATES, RANK, CONV_TAPS = 37, 6, 3, 4
+
+
+def mamba_inputs(taps, channels=5, steps=60):
+    r = np.random.default_rng(taps)
+    outputs = taps * channels
+
+    def normal(*shape):
+        return r.standard_normal(shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1)
+
+    def twice(make):
+        return np.stack([make(), make()])
+
+    def wide():
+        return bidirectional_mamba.unfolded(normal(outputs, INNER).reshape(taps, channels, -1))
+
+    made = {
+        "x": r.standard_normal((3, channels, steps)),
+        "in": twice(lambda: twice(wide)),
+        "conv_weight": 0.5 * normal(2, INNER, CONV_TAPS),
+        "conv_bias": normal(2, INNER),
+        "states": twice(lambda: window_product.grouped(normal(INNER, RANK + 2 * STATES))),
+        "steps": twice(lambda: window_product.grouped(normal(RANK, INNER))),
+        "step_bias": normal(2, INNER) - 1,
+        "A": -np.abs(normal(2, INNER, STATES)),
+        "D": normal(2, INNER),
+        "out": twice(lambda: window_product.grouped(normal(INNER, outputs))),
+        "through": bidirectional_mamba.unfolded(normal(outputs, outputs).reshape(taps, channels, -1)),
+        "bias": normal(channels),
+    }
+    return {name: v.astype(np.float32) for name, v in made.items()}
+
+
+@pytest.mark.parametrize("taps", bidirectional_mamba.TAPS)
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_the_operator_equals_its_reference(name, taps, tmp_path):
+    given = mamba_inputs(taps)
+    (got,) = RUNTIMES[name](operator("BidirectionalMamba", given, ["y"], epsilon=1e-3), given, tmp_path)
+    wanted = bidirectional_mamba.reference(epsilon=1e-3, **given)
+    assert got.shape == wanted.shape
+    assert output_snr_db(got, wanted) >= 110
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_row_shorter_than_a_window_is_refused(name, tmp_path):
+    given = mamba_inputs(4, steps=3)
+    with pytest.raises(Exception, match="expected 4 steps or more"):  # each runtime has its own
+        RUNTIMES[name](operator("BidirectionalMamba", given, ["y"]), given, tmp_path)
+
+
+@pytest.mark.parametrize("taps", bidirectional_mamba.TAPS)
+def test_a_matrix_for_the_fast_algorithm_can_be_read_back(taps):
+    matrix = np.random.default_rng(0).standard_normal((taps, 3, 40))
+    parts = bidirectional_mamba.unfolded(matrix)
+    assert parts.shape == (2, 3 ** int(np.log2(taps)), 3, 32)
+    np.testing.assert_allclose(bidirectional_mamba.folded(parts)[..., :40], matrix, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A small SPMamba's lowered native graphs, whole: float and INT8 for ONNX Runtime, by precision."""
+    torch.manual_seed(2)
+    config = {"n_srcs": 2, "n_fft": 64, "stride": 32, "n_layers": 1, "attn_n_head": 2, "attn_approx_qk_dim": 64}
+    separator = spmamba.create({**config, "emb_dim": 8, "emb_ks": 4, "emb_hs": 1}, RATE)
+    for name, weight in separator.module.named_parameters():
+        if name.endswith(("norm.weight", "_linear.bias")):  # fresh ones are all equal
+            torch.nn.init.normal_(weight, 1, 0.3)
+    separator = lower.Lower()(separator, None).separator
+    folder = tmp_path_factory.mktemp("rows")
+    graph.export_onnx(separator, separator.module, folder / "float.onnx")
+    model = onnx.load(folder / "float.onnx")
+    layers = {graph.layer_of(n) for n in model.graph.node if n.op_type in int8.QUANTIZED}
+    quantizer = int8.OnnxRuntimeQuantizer(separator, model, lambda: iter([mixture(2000, 0)]), folder)
+    quantizer.write(folder / "int8.onnx", layers, int8_form("onnxruntime", native=True))
+    return {"fp32": model, "int8": onnx.load(folder / "int8.onnx")}
+
+
+def mixture(samples, seed, batch=1):
+    noise = 0.1 * np.random.default_rng(seed).standard_normal((batch, samples))
+    return {"mixture": noise.astype(np.float32)}
+
+
+def run(model, feeds, folder, name="onnxruntime"):
+    """A native graph in a runtime."""
+    onnx.save(model, folder / "given.onnx")
+    module, library = runtime(name), kernels.library(name)
+    made = module.build(folder / "given.onnx", folder, "fp32", {}, library)
+    (folder / library.name).write_bytes(library.read_bytes())
+    with module.Runner(folder, [*made, library.name], "fp32", 2) as runner:
+        return [next(iter(runner.run(f).values())) for f in feeds]
+
+
+def kinds(model):
+    return [n.op_type for n in model.graph.node]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_blocks_as_one_operator_stay_the_same_for_every_length_and_batch(built, name, tmp_path):
+    made = mamba_fusion.fuse(built["fp32"])
+    assert kinds(made).count("BidirectionalMamba") == 2  # over bins and over frames
+    assert not {"SelectiveScan", "CausalConv1dSilu"} & set(kinds(made))
+    feeds = [mixture(3000, 1), mixture(1777, 2, batch=2)]
+    for got, wanted in zip(run(made, feeds, tmp_path, name), run(built["fp32"], feeds, tmp_path, name), strict=True):
+        assert output_snr_db(got, wanted) >= 100
+
+
+def changed(model, change):
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    change(made.graph, mamba_fusion._Graph(made.graph))
+    return made
+
+
+def constant(graph, name, value):
+    """Give one reader of a constant another one."""
+    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name
+
+
+def other_start(graph, of):
+    node = next(
+        n for n in of.nodes if n.op_type == "Slice" and of.constants.get(n.input[1], np.ones(2)).tolist() == [2]
+    )
+    node.input[1] = constant(graph, "start", [1])
+
+
+def other_direction(_, of):
+    node = next(n for n in of.nodes if n.op_type == "CausalConv1dSilu")
+    node.attribute[0].i = 1 - node.attribute[0].i
+
+
+def cube_for_square(graph, of):
+    squares = (n for n in of.nodes if n.op_type == "Pow")
+    node = next(n for n in squares if of.readers[n.output[0]][0].op_type == "ReduceMean")
+    node.input[1] = constant(graph, "three", np.float32(3))
+
+
+def a_reader_of_a_state(graph, of):
+    state = next(n for n in of.nodes if n.op_type == "SelectiveScan").output[1]
+    graph.output.append(onnx.helper.make_tensor_value_info(state, onnx.TensorProto.FLOAT, None))
+
+
+def other_padding(graph, of):
+    node = next(n for n in of.nodes if n.op_type == "Pad" and of.constants.get(n.input[1], np.ones(0)).size == 8)
+    node.input[1] = constant(graph, "pads", [0] * 6 + [5, 0])
+
+
+def windows_that_skip_steps(graph, of):
+    node = next(
+        n for n in of.nodes if n.op_type == "Slice" and of.constants.get(n.input[1], np.ones(2)).tolist() == [2]
+    )
+    node.input[4] = constant(graph, "hop", [2])
+
+
+CHANGES = [windows_that_skip_steps, other_start, other_direction, cube_for_square, a_reader_of_a_state, other_padding]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+def test_what_is_not_quite_a_block_is_left_as_it_is(built, change):
+    made = mamba_fusion.fuse(changed(built["fp32"], change))
+    assert kinds(made).count("BidirectionalMamba") == 1  # the other block
+
+
+def test_a_block_in_int8_is_left_as_it_is(built):
+    assert mamba_fusion.fuse(built["int8"]).SerializeToString() == built["int8"].SerializeToString()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_function_stays_the_same_for_every_length_and_batch(built, precision, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "LEAST_WEIGHTS", 0)
+    made = rows.a_few_at_a_time(built[precision])
+    assert [n.op_type for n in made.graph.node].count("Scan") == 2  # over bins and over frames
+    assert all(n.op_type != "SelectiveScan" for n in made.graph.node)
+    feeds = [mixture(3000, 1), mixture(1777, 2, batch=2)]
+    for got, wanted in zip(run(made, feeds, tmp_path), run(built[precision], feeds, tmp_path), strict=True):
+        assert output_snr_db(got, wanted) >= 100
+
+
+def test_narrow_blocks_are_left_as_they_are(built):
+    made = rows.a_few_at_a_time(built["fp32"])
+    assert made.SerializeToString() == built["fp32"].SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt"])
+def test_each_runtime_gets_the_blocks_that_gain_there(built, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "LEAST_WEIGHTS", 0)
+    fuses, scans = name != "tensorrt", name == "onnxruntime"
+    for precision, kind, count in (("fp32", "BidirectionalMamba", 2 * fuses), ("int8", "Scan", 2 * scans)):
+        onnx.save(built[precision], tmp_path / "in.onnx")
+        onnx_forms.write_form(tmp_path / "in.onnx", tmp_path / "out.onnx", runtime(name), native=True)
+        assert kinds(onnx.load(tmp_path / "out.onnx")).count(kind) == count
+
+
+def test_a_profile_counts_bodies_once(built, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "LEAST_WEIGHTS", 0)
+    run(rows.a_few_at_a_time(built["fp32"]), [], tmp_path)
+    files = ["fp32.onnx", kernels.library("onnxruntime").name]
+    found = runtime("onnxruntime").executed(tmp_path, files, "fp32", 1, mixture(2000, 3))
+    names = {k.operator for k in found}
+    assert {"SelectiveScan", "MatMul"} <= names
+    assert "Scan" not in names
+
+
+def product(columns, parts, axis=2, sizes=None):
+    """``x (2, 3, 8)`` times a weight, taken apart."""
+    weight = np.random.default_rng(0).standard_normal((8, columns)).astype(np.float32)
+    constants = [numpy_helper.from_array(weight, "weight")]
+    names = [f"part{i}" for i in range(parts)]
+    given = ["product"]
+    attributes = {"num_outputs": parts}
+    if sizes:
+        constants.append(numpy_helper.from_array(np.array(sizes), "sizes"))
+        given, attributes = ["product", "sizes"], {}
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"], "layer/MatMul_0"),
+        helper.make_node("Split", given, names, "layer/Split_1", axis=axis, **attributes),
+    ]
+
+    def tensor(name):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3)
+
+    graph = helper.make_graph(nodes, "one", [tensor("x")], [tensor(n) for n in names], constants)
+    graph.value_info.append(tensor("product"))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_a_product_is_split_where_its_factor_is_narrower():
+    model = product(32, 2)
+    x = {"x": np.random.default_rng(1).standard_normal((2, 3, 8)).astype(np.float32)}
+    wanted = ReferenceEvaluator(model).run(None, x)
+    onnx_edit.split_products(model)
+    assert [(n.op_type, graph.layer_of(n)) for n in model.graph.node] == [("MatMul", "layer")] * 2
+    assert [list(c.dims) for c in model.graph.initializer] == [[8, 16]] * 2
+    for got, part in zip(ReferenceEvaluator(model).run(None, x), wanted, strict=True):
+        np.testing.assert_allclose(got, part, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model", [product(4, 4), product(32, 3, axis=1), product(32, 2, sizes=[8, 24])], ids=["narrow", "frames", "unequal"]
+)
+def test_other_products_stay_whole(model):
+    before = [n.op_type for n in model.graph.node]
+    onnx_edit.split_products(model)
+    assert [n.op_type for n in model.graph.node] == before
