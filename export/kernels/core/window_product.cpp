@@ -23,15 +23,15 @@ struct Tile {
   const float* zeros;  // a row of them
 };
 
-template <int windows>
+template <int windows, int wide>
 void multiply(const EdgesepWindows& s, const Tile& tile) {
   const int64_t group = tile.from / kGroup;
   const auto outputs = [&](int v) {
     return std::min<int64_t>(kLanes, std::max<int64_t>(0, s.outputs - tile.from - v * kLanes));
   };
   const float* weight = s.weight + group * s.taps * s.inputs * kGroup + tile.from % kGroup;
-  Vec sums[windows][kWide];
-  for (int v = 0; v < kWide; ++v) {
+  Vec sums[windows][wide];
+  for (int v = 0; v < wide; ++v) {
     const Vec bias = load(s.bias + tile.from + v * kLanes, outputs(v));
     for (int m = 0; m < windows; ++m) sums[m][v] = bias;
   }
@@ -42,13 +42,13 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
       x[m] = row < 0 ? tile.zeros : s.x + row * s.inputs;
     }
     for (int64_t c = 0; c < s.inputs; ++c, weight += kGroup) {
-      Vec w[kWide];
-      for (int v = 0; v < kWide; ++v) w[v] = load(weight + v * kLanes, kLanes);
+      Vec w[wide];
+      for (int v = 0; v < wide; ++v) w[v] = load(weight + v * kLanes, kLanes);
       for (int m = 0; m < windows; ++m)
-        for (int v = 0; v < kWide; ++v) sums[m][v] += w[v] * x[m][c];
+        for (int v = 0; v < wide; ++v) sums[m][v] += w[v] * x[m][c];
     }
   }
-  for (int v = 0; v < kWide; ++v) {
+  for (int v = 0; v < wide; ++v) {
     const int64_t count = outputs(v), at = tile.first * s.outputs + tile.from + v * kLanes;
     for (int m = 0; m < windows && count > 0; ++m) {
       Vec y = sums[m][v];
@@ -67,11 +67,15 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
 void window_product(const EdgesepWindows* s, int64_t first, int64_t end) {
   const std::vector<float> zeros(static_cast<size_t>(s->inputs));
   const int64_t begin = first * kBlock, stop = std::min(end * kBlock, s->windows);
-  for (int64_t from = 0; from < s->outputs; from += kWide * kLanes)  // a strip of the matrix at a time
-    for (int64_t m = begin; m < stop; m += kWindows)
-      with_constant<kWindows>(std::min<int64_t>(kWindows, stop - m), [&](auto windows) {
-        multiply<decltype(windows)::value>(*s, {m, from, zeros.data()});
-      });
+  for (int64_t from = 0; from < s->outputs; from += kWide * kLanes) {  // a strip of the matrix at a time
+    const int64_t registers = (s->outputs - from + kLanes - 1) / kLanes;
+    with_constant<kWide>(std::min<int64_t>(kWide, registers), [&](auto wide) {
+      for (int64_t m = begin; m < stop; m += kWindows)
+        with_constant<kWindows>(std::min<int64_t>(kWindows, stop - m), [&](auto windows) {
+          multiply<decltype(windows)::value, decltype(wide)::value>(*s, {m, from, zeros.data()});
+        });
+    });
+  }
 }
 
 }  // namespace EDGESEP_ISA
