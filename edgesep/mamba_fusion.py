@@ -39,8 +39,12 @@ class Direction:
     weights: dict[str, np.ndarray]  # by the operator's inputs; ``in (2, C·K, E)``, ``out (E, C·K)``
 
 
-def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in fused form; the function it computes is the same."""
+def fuse(model: onnx.ModelProto, bf16: bool = False) -> onnx.ModelProto:
+    """A copy in fused form; the function it computes is the same.
+
+    Args:
+        bf16: the large products may be in bfloat16.
+    """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph, constants = _Graph(made.graph), Constants(made.graph, "mamba")
@@ -48,7 +52,7 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.nodes:
         if node.op_type == "Concat" and len(node.input) == 2:
             try:
-                block = graph.block(node, constants)
+                block = graph.block(node, constants, bf16)
             except Other:
                 continue
             found[block.output[0]] = block
@@ -87,7 +91,7 @@ class _Graph(Graph):
         node = self.made_by(name, "MatMul")
         return node.input[0], self.constant(node.input[1])
 
-    def block(self, concat: NodeProto, constants: Constants) -> NodeProto:
+    def block(self, concat: NodeProto, constants: Constants, bf16: bool) -> NodeProto:
         """The operator in place of what ends in both directions side by side."""
         ways = [self.direction(name) for name in concat.input]
         reader, w = self.only_reader(concat.output[0]), ways[0].w
@@ -109,12 +113,14 @@ class _Graph(Graph):
             "bias": bias,
         }
         for name in (*mamba.CONVOLUTION, *mamba.SCAN):
-            values = [way.weights[name] for way in ways]
-            given[name] = [window_product.grouped(v) for v in values] if name in ("states", "steps") else values
-        names = [constants.name(np.asarray(given[name], np.float32)) for name in mamba.INPUTS[1:]]
-        made = helper.make_node(mamba.NAME, [x, *names], [y], f"{y}_mamba", domain=mamba.DOMAIN)
-        made.attribute.append(helper.make_attribute("epsilon", ways[0].epsilon))
-        return made
+            found = [way.weights[name] for way in ways]
+            given[name] = [window_product.grouped(v) for v in found] if name in ("states", "steps") else found
+        values = {name: np.asarray(given[name], np.float32) for name in mamba.INPUTS[1:]}
+        if bf16 := bf16 and channels % 2 == values["D"].shape[1] % 2 == 0:
+            values |= {name: mamba.pairs(values[name]) for name in mamba.PAIRED}
+        names = [constants.name(value) for value in values.values()]
+        given = {"epsilon": ways[0].epsilon, "bf16": int(bf16)}
+        return helper.make_node(mamba.NAME, [x, *names], [y], f"{y}_mamba", domain=mamba.DOMAIN, **given)
 
     def direction(self, name: str) -> Direction:
         """From the windows to what a direction makes of them, the windows themselves added."""

@@ -22,9 +22,9 @@ RATE = 8000
 INNER, STATES, RANK, CONV_TAPS = 37, 6, 3, 4
 
 
-def mamba_inputs(taps, channels=5, steps=60):
+def mamba_inputs(taps, channels=5, steps=60, bf16=False):
     r = np.random.default_rng(taps)
-    outputs = taps * channels
+    outputs, inner = taps * channels, INNER + bf16
 
     def normal(*shape):
         return r.standard_normal(shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1)
@@ -33,23 +33,24 @@ def mamba_inputs(taps, channels=5, steps=60):
         return np.stack([make(), make()])
 
     def wide():
-        return bidirectional_mamba.unfolded(normal(outputs, INNER).reshape(taps, channels, -1))
+        return bidirectional_mamba.unfolded(normal(outputs, inner).reshape(taps, channels, -1))
 
     made = {
         "x": r.standard_normal((3, channels, steps)),
         "in": twice(lambda: twice(wide)),
-        "conv_weight": 0.5 * normal(2, INNER, CONV_TAPS),
-        "conv_bias": normal(2, INNER),
-        "states": twice(lambda: window_product.grouped(normal(INNER, RANK + 2 * STATES))),
-        "steps": twice(lambda: window_product.grouped(normal(RANK, INNER))),
-        "step_bias": normal(2, INNER) - 1,
-        "A": -np.abs(normal(2, INNER, STATES)),
-        "D": normal(2, INNER),
-        "out": twice(lambda: window_product.grouped(normal(INNER, outputs))),
+        "conv_weight": 0.5 * normal(2, inner, CONV_TAPS),
+        "conv_bias": normal(2, inner),
+        "states": twice(lambda: window_product.grouped(normal(inner, RANK + 2 * STATES))),
+        "steps": twice(lambda: window_product.grouped(normal(RANK, inner))),
+        "step_bias": normal(2, inner) - 1,
+        "A": -np.abs(normal(2, inner, STATES)),
+        "D": normal(2, inner),
+        "out": twice(lambda: window_product.grouped(normal(inner, outputs))),
         "through": bidirectional_mamba.unfolded(normal(outputs, outputs).reshape(taps, channels, -1)),
         "bias": normal(channels),
     }
-    return {name: v.astype(np.float32) for name, v in made.items()}
+    made = {name: v.astype(np.float32) for name, v in made.items()}
+    return made | {n: bidirectional_mamba.pairs(made[n]) for n in bidirectional_mamba.PAIRED if bf16}
 
 
 @pytest.mark.parametrize("taps", bidirectional_mamba.TAPS)
@@ -60,6 +61,28 @@ def test_the_operator_equals_its_reference(name, taps, tmp_path):
     wanted = bidirectional_mamba.reference(epsilon=1e-3, **given)
     assert got.shape == wanted.shape
     assert output_snr_db(got, wanted) >= 110
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_the_operator_in_bfloat16_is_as_near_as_its_bits(name, tmp_path):
+    given = mamba_inputs(8, channels=6, bf16=True)
+    made = operator("BidirectionalMamba", given, ["y"], epsilon=1e-3, bf16=1)
+    (got,) = RUNTIMES[name](made, given, tmp_path)
+    assert 39 <= output_snr_db(got, bidirectional_mamba.reference(epsilon=1e-3, **given)) <= 60
+
+
+def test_pairs_are_rounded_to_the_nearest_and_to_even():
+    rows = np.array([[1, 1 + 2**-8, 1 + 3 * 2**-8, -1.01], [2, 3, 4, 5]], np.float32)
+    packed = bidirectional_mamba.pairs(rows)
+    assert packed.shape == (1, 4)
+    np.testing.assert_array_equal(bidirectional_mamba.unpaired(packed), [[1, 1, 1 + 2**-6, -1.0078125], [2, 3, 4, 5]])
+
+
+@pytest.mark.parametrize(("name", "message"), [("onnxruntime", "in must be float"), ("openvino", "in is i32")])
+def test_pairs_that_are_not_announced_are_refused(name, message, tmp_path):
+    given = mamba_inputs(4, channels=6, bf16=True)
+    with pytest.raises(Exception, match=message):  # each runtime has its own
+        RUNTIMES[name](operator("BidirectionalMamba", given, ["y"]), given, tmp_path)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -123,6 +146,12 @@ def test_blocks_as_one_operator_stay_the_same_for_every_length_and_batch(built, 
     feeds = [mixture(3000, 1), mixture(1777, 2, batch=2)]
     for got, wanted in zip(run(made, feeds, tmp_path, name), run(built["fp32"], feeds, tmp_path, name), strict=True):
         assert output_snr_db(got, wanted) >= 100
+
+
+def test_products_of_a_block_may_be_in_bfloat16(built, tmp_path):
+    made, feeds = mamba_fusion.fuse(built["fp32"], bf16=True), [mixture(3000, 1)]
+    (got,), (wanted,) = run(made, feeds, tmp_path), run(built["fp32"], feeds, tmp_path)
+    assert 35 <= output_snr_db(got, wanted) <= 60
 
 
 def changed(model, change):

@@ -21,14 +21,14 @@ from edgesep.store import Store
 from edgesep.stream import Hops, measured_look_ahead
 from edgesep.verify import output_snr_db
 
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
-
 
 def operator(kind, given, outputs, constant=(), **attributes):
     """A graph of one node; ``constant`` inputs are initializers."""
     node = helper.make_node(kind, list(given), outputs, f"{kind}_0", domain="edgesep", **attributes)
     ins = [
-        helper.make_tensor_value_info(n, TYPES[str(v.dtype)], v.shape) for n, v in given.items() if n not in constant
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in given.items()
+        if n not in constant
     ]
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
     values = [onnx.numpy_helper.from_array(given[n], n) for n in constant]

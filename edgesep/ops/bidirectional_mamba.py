@@ -13,7 +13,10 @@ the step sizes. ``x (R, C, n)`` → ``y (R, n, C)``. Of each direction d, forwar
 
 ``conv`` and ``scan`` are ``CausalConv1dSilu`` and ``SelectiveScan`` with a softplus, from the last window for the way
 back. ``in`` and ``through`` are written for a fast algorithm (``unfolded``), which needs 27 instead of 64 products for
-8 taps, the other matrices as ``window_product.grouped`` has them. K is 1, 2, 4 or 8.
+8 taps, the other matrices as ``window_product.grouped`` has them. K is 4 or 8.
+
+With ``bf16``, the inputs named ``PAIRED`` are rounded, and so is what they meet: they hold two rows in each int32, the
+first of them in its lower half (``pairs``), and C and E are even. The scan is a rough one then.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from edgesep.ops import causal_conv, selective_scan
 DOMAIN, NAME, VERSION = "edgesep", "BidirectionalMamba", 1
 CONVOLUTION, SCAN = ("conv_weight", "conv_bias"), ("states", "steps", "step_bias", "A", "D")
 INPUTS = ("x", "in", *CONVOLUTION, *SCAN, "out", "through", "bias")
-TAPS = (1, 2, 4, 8)
+TAPS = (4, 8)
 GROUP = 32  # outputs of the fast algorithm
+PAIRED = ("in", "states", "out", "through")
 
 
 def unfolded(weight: np.ndarray) -> np.ndarray:
@@ -57,9 +61,23 @@ def _taps(parts: np.ndarray) -> np.ndarray:
     return np.concatenate([_taps(low), _taps(high)])
 
 
+def pairs(matrix: np.ndarray) -> np.ndarray:
+    """``(..., rows, outputs)`` in bfloat16, two rows in an int32: ``(..., rows / 2, outputs)``."""
+    bits = np.ascontiguousarray(matrix, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the nearest, ties to even
+    return np.asarray(rounded[..., ::2, :] | rounded[..., 1::2, :] << 16, np.uint32).view(np.int32)
+
+
+def unpaired(packed: np.ndarray) -> np.ndarray:
+    """``pairs`` taken back, as float32."""
+    bits = packed.view(np.uint32)
+    halves = np.stack([bits << 16, bits & np.uint32(0xFFFF0000)], -2).view(np.float32)
+    return halves.reshape(*packed.shape[:-2], -1, packed.shape[-1])
+
+
 def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:
-    """The operator in float64."""
-    g = {name: value.astype(np.float64) for name, value in given.items()}
+    """The operator in float64; of ``bf16``, only the matrices are rounded."""
+    g = {n: (unpaired(v) if v.dtype == np.int32 else v).astype(np.float64) for n, v in given.items()}
     x, inner = g["x"].transpose(0, 2, 1), g["D"].shape[1]
     rows, steps, channels = x.shape
     through = folded(g["through"])

@@ -129,7 +129,7 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         if precision != "bf16":
             made = window_fusion.fuse(made, shapes)
     elif getattr(runtime, "FUSES", False):
-        made = mamba_fusion.fuse(made)
+        made = mamba_fusion.fuse(made, precision == "bf16")
     if native and getattr(runtime, "ROWS", False):
         made = rows.a_few_at_a_time(made)
     onnx.save(made, out)

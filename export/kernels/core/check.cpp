@@ -273,9 +273,9 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };
   sizes->rows = x[0], sizes->channels = x[1], sizes->length = x[2];
   sizes->taps = 0;
-  for (int64_t taps : {1, 2, 4, 8})
+  for (int64_t taps : {4, 8})
     if (wide.size() == 6 && wide[3] == edgesep_unfolded_parts(taps)) sizes->taps = taps;
-  if (!sizes->taps) return "in has shape " + text(wide) + ", expected (2, 2, groups, 1 3 9 or 27, channels, 32)";
+  if (!sizes->taps) return "in has shape " + text(wide) + ", expected (2, 2, groups, 9 or 27, channels, 32)";
   if (x[2] < sizes->taps)
     return "x has shape " + text(x) + ", expected " + std::to_string(sizes->taps) + " steps or more";
   if (!in[2].given || conv.size() != 3 || conv[1] < 1 || conv[2] < 1 || conv[2] > EDGESEP_CONV_MAX_TAPS)
@@ -287,20 +287,22 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
     return "A has shape " + text(A) + ", expected (2, " + std::to_string(conv[1]) + ", 1 to 64)";
   sizes->rank = steps[3], sizes->state = A[2];
   const int64_t inner = conv[1], outputs = sizes->taps * x[1], parts = wide[3], group = EDGESEP_WINDOW_GROUP;
-  const int64_t unfolded = EDGESEP_UNFOLDED_GROUP;
+  const int64_t unfolded = EDGESEP_UNFOLDED_GROUP, numbers = sizes->pairs ? 2 : 1;
+  if (x[1] % numbers || inner % numbers)
+    return "bfloat16 takes an even number of channels, got " + std::to_string(x[1]) + " and " + std::to_string(inner);
   const std::vector<int64_t> each = {2, inner};
   return first_misfit(in, kMambaNames, kMambaInputs,
                       {x,
-                       {2, 2, groups(inner, unfolded), parts, x[1], unfolded},
+                       {2, 2, groups(inner, unfolded), parts, x[1] / numbers, unfolded},
                        {2, inner, conv[2]},
                        each,
-                       {2, groups(sizes->rank + 2 * sizes->state, group), 1, inner, group},
+                       {2, groups(sizes->rank + 2 * sizes->state, group), 1, inner / numbers, group},
                        {2, groups(inner, group), 1, sizes->rank, group},
                        each,
                        {2, inner, sizes->state},
                        each,
-                       {2, groups(outputs, group), 1, inner, group},
-                       {groups(outputs, unfolded), parts, x[1], unfolded},
+                       {2, groups(outputs, group), 1, inner / numbers, group},
+                       {groups(outputs, unfolded), parts, x[1] / numbers, unfolded},
                        {x[1]}});
 }
 

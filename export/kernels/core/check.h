@@ -56,6 +56,7 @@ extern const char* const kWindowNames[kWindowInputs];
 // x, in, conv_weight, conv_bias, states, steps, step_bias, A, D, out, through, bias
 constexpr int kMambaInputs = 12;
 extern const char* const kMambaNames[kMambaInputs];
+constexpr bool mamba_pairs(size_t i) { return i == 1 || i == 4 || i == 9 || i == 10; }  // in, states, out, through
 inline std::array<const float**, kMambaInputs> mamba_inputs(EdgesepMamba* s) {
   return {&s->x,         &s->in, &s->conv_weight, &s->conv_bias, &s->states,  &s->steps,
           &s->step_bias, &s->A,  &s->D,           &s->out,       &s->through, &s->bias};
@@ -70,6 +71,7 @@ std::string check_stats(const std::vector<Input>& inputs, EdgesepConvNorm* sizes
 std::string check_attention(const std::vector<Input>& inputs, EdgesepAttention* sizes);
 std::string check_lstm(const std::vector<Input>& inputs, EdgesepLstm* sizes);
 std::string check_windows(const std::vector<Input>& inputs, EdgesepWindows* sizes);
+// Of a Mamba block, `pairs` is given.
 std::string check_mamba(const std::vector<Input>& inputs, EdgesepMamba* sizes);
 
 // Empty, or a sentence where an index lies outside [low, size).

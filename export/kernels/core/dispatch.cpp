@@ -41,6 +41,9 @@ EDGESEP_KERNELS(EDGESEP_DECLARE)
 namespace avx512 {
 EDGESEP_KERNELS(EDGESEP_DECLARE)
 }
+namespace avx512bf16 {
+EDGESEP_KERNELS(EDGESEP_DECLARE)
+}
 #endif
 }  // namespace edgesep
 
@@ -53,6 +56,9 @@ struct Table {
 
 const Table kTables[] = {
 #ifdef EDGESEP_X86
+#define EDGESEP_ENTRY(name, type) edgesep::avx512bf16::name,
+    {"avx512bf16", EDGESEP_KERNELS(EDGESEP_ENTRY)},
+#undef EDGESEP_ENTRY
 #define EDGESEP_ENTRY(name, type) edgesep::avx512::name,
     {"avx512", EDGESEP_KERNELS(EDGESEP_ENTRY)},
 #undef EDGESEP_ENTRY
@@ -67,7 +73,9 @@ const Table kTables[] = {
 
 bool supported(const char* isa) {
 #ifdef EDGESEP_X86
-  if (!std::strcmp(isa, "avx512")) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+  if (!std::strcmp(isa, "avx512bf16")) return wide && __builtin_cpu_supports("avx512bf16");
+  if (!std::strcmp(isa, "avx512")) return wide;
   if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return !std::strcmp(isa, "baseline");

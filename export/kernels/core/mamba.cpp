@@ -67,6 +67,7 @@ class Block {
         C_(floats(piece_ * s.state)),
         state_(floats(s.inner * s.state)),
         made_(floats(piece_ * s.taps * s.channels)),
+        pairs_(floats(s.pairs ? piece_ * s.inner / 2 : 0)),
         zeros_(floats(rounded(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}), EDGESEP_WINDOW_GROUP))) {}
 
   void row(int64_t row) {
@@ -106,16 +107,25 @@ class Block {
       scale_[static_cast<size_t>(m)] = 1 / std::sqrt(sum);
     }
     for (int64_t begin = 0, i = 0; begin < windows_; begin += piece_, ++i)
-      unfold(x_.data() + begin * s_.channels, s_.length - begin, s_.channels, s_.taps, piece_ / s_.taps,
+      unfold(x_.data() + begin * s_.channels, s_.length - begin, s_.channels, s_.taps, piece_ / s_.taps, s_.pairs,
              parts_.data() + i * parts_size_);
   }
 
   void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
-               const float* residual = nullptr) const {
+               const float* residual = nullptr, int32_t pairs = 0) const {
     EdgesepWindows w{};
+    w.pairs = pairs;
     w.x = x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
     w.rows = w.windows = rows, w.inputs = inputs, w.taps = 1, w.outputs = outputs;
     window_product(&w, 0, edgesep_window_blocks(&w));
+  }
+
+  // The same where the weight may be in pairs.
+  void paired_product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
+                      const float* residual = nullptr) {
+    if (!s_.pairs) return product(x, rows, inputs, weight, outputs, y, residual);
+    to_pairs(x, rows * inputs, pairs_.data());
+    product(pairs_.data(), rows, inputs / 2, weight, outputs, y, residual, 1);
   }
 
   void piece(int way, int64_t index, float* y) {
@@ -123,10 +133,11 @@ class Block {
     const int64_t rank = s_.rank, state = s_.state, mixed = rank + 2 * state, outputs = s_.taps * s_.channels;
     const auto unfolded = [&](const float* weight, int64_t made, const float* scale, float* to) {
       unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, scale,
-                       count, to);
+                       count, s_.pairs, to);
     };
     // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
-    const int64_t half = rounded(inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels;
+    const int64_t numbers = s_.pairs ? 2 : 1;  // in each of a matrix's floats
+    const int64_t half = rounded(inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels / numbers;
     const float *const in = s_.in + 2 * way * half, *const scale = scale_.data() + begin;
     unfolded(in, inner, scale, u_.data() + history_);
     unfolded(in + half, inner, scale, z_.data());
@@ -141,7 +152,7 @@ class Block {
     const auto of = [way](const float* weight, int64_t inputs, int64_t made) {
       return weight + way * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
     };
-    product(v_.data() + history_, count, inner, of(s_.states, inner, mixed), mixed, mixed_.data());
+    paired_product(v_.data() + history_, count, inner, of(s_.states, inner / numbers, mixed), mixed, mixed_.data());
     for (int64_t m = 0; m < count; ++m) {
       const float* const from = mixed_.data() + m * mixed;
       std::copy(from, from + rank, steps_.data() + m * rank);
@@ -154,11 +165,11 @@ class Block {
     r.C = C_.data(), r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
     r.initial_state = r.last_state = state_.data();
     r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
-    r.batch = 1, r.length = count, r.channels = inner, r.state = state, r.delta_softplus = 1, r.reverse = way;
+    r.batch = 1, r.length = count, r.channels = inner, r.state = state, r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs;
     scan(&r, 0, (inner + kRowChannels - 1) / kRowChannels);
 
     if (!way) unfolded(s_.through, outputs, nullptr, made_.data());
-    product(u_.data() + history_, count, inner, of(s_.out, inner, outputs), outputs, made_.data(),
+    paired_product(u_.data() + history_, count, inner, of(s_.out, inner / numbers, outputs), outputs, made_.data(),
             way ? nullptr : made_.data());
     for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
       float* const to = y + (begin + m) * s_.channels;
@@ -168,7 +179,7 @@ class Block {
 
   const EdgesepMamba& s_;
   const int64_t windows_, piece_, history_, parts_size_;
-  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, zeros_;
+  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
 };
 
 }  // namespace

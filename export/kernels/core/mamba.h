@@ -7,10 +7,14 @@
 //   p_m = sum_d Out_d s + Through w_m                         of taps x channels
 //   y_n = bias + sum_k p_{n - k, k}
 //
-// x (rows, channels, length); y (rows, length, channels); taps 1, 2, 4 or 8. in (2, 2, groups, parts, channels, 32), u
-// before z, and through (groups, parts, channels, 32) as unfolded_product.h says; conv_weight (2, inner, conv_taps);
-// conv_bias, step_bias, D (2, inner); A (2, inner, state); states, steps, out (2, ...): matrices of rank + 2 state,
-// inner and taps x channels outputs as window_product.h has them; bias (channels). All float, contiguous.
+// x (rows, channels, length); y (rows, length, channels); taps 4 or 8. in (2, 2, groups, parts, channels, 32), u before
+// z, and through (groups, parts, channels, 32) as unfolded_product.h says; conv_weight (2, inner, conv_taps); conv_bias,
+// step_bias, D (2, inner); A (2, inner, state); states, steps, out (2, ...): matrices of rank + 2 state, inner and
+// taps x channels outputs as window_product.h has them; bias (channels). All float, contiguous.
+//
+// With `pairs`, what in, states, out and through meet is rounded to bfloat16, and they hold two of it in the bits of each
+// float: rows that lie side by side, of which there are half as many then. channels and inner must be even, and the scan
+// is a rough one.
 #pragma once
 #include <stdint.h>
 
@@ -25,6 +29,7 @@ typedef struct {
   float* y;
   int64_t rows, channels, length, taps, inner, rank, state, conv_taps;
   float epsilon;
+  int32_t pairs;
 } EdgesepMamba;
 
 static inline int64_t edgesep_unfolded_parts(int64_t taps) {

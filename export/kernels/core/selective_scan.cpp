@@ -47,7 +47,7 @@ void store_state(const Vec* h, int64_t channels, int64_t state, float* to) {
 //
 // Holding every exponent within the bounds of exp2 is a fifth of the work, and almost never needed: unless `kCareful`, the
 // row is done without and returns false where an exponent was out of bounds. It must then be done again, carefully.
-template <int kState, int kCount, bool kCareful>
+template <int kState, int kCount, bool kCareful, bool kRough = false>
 bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   const int64_t state = kState ? kState : s.state;
   const int64_t count = kCount ? kCount : std::min<int64_t>(kLanes, s.channels - channel);
@@ -87,7 +87,7 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
       const float *B = s.B + t * state, *C = s.C + t * state;
       const Vec dt = dts[k], x = xs[k];
       const auto advance = [&](int64_t n) {
-        h[n] = (kCareful ? exp2(dt * decay[n]) : exp2_within(dt * decay[n])) * h[n] + x * B[n];
+        h[n] = (kCareful ? exp2(dt * decay[n]) : exp2_within<kRough>(dt * decay[n])) * h[n] + x * B[n];
         return h[n] * C[n];
       };
       Vec y0 = skips[k], y1{};
@@ -110,6 +110,7 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
 template <bool kCareful>
 bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   if (channel + kLanes > s.channels) return row<0, 0, kCareful>(s, item, channel);
+  if (!kCareful && s.rough && s.state == 16) return row<16, kLanes, false, true>(s, item, channel);
   return s.state == 16 ? row<16, kLanes, kCareful>(s, item, channel) : row<0, kLanes, kCareful>(s, item, channel);
 }
 

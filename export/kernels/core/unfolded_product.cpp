@@ -30,10 +30,7 @@ float* split_parts(const float* x, int64_t blocks, int64_t apart, float* parts) 
 
 template <typename F>
 void with_taps(int64_t taps, F f) {
-  if (taps == 8) return f(std::integral_constant<int, 8>{});
-  if (taps == 4) return f(std::integral_constant<int, 4>{});
-  if (taps == 2) return f(std::integral_constant<int, 2>{});
-  f(std::integral_constant<int, 1>{});
+  taps == 8 ? f(std::integral_constant<int, 8>{}) : f(std::integral_constant<int, 4>{});
 }
 
 // Outputs of a few blocks of windows, one window of each.
@@ -42,7 +39,7 @@ using Sums = Vec[blocks][kWide];
 
 // Meets part after part. Sums start in registers and are stored when they are complete: what is summed on top of them, or
 // below them, is added then.
-template <int blocks>
+template <class Number, int blocks>
 struct Product {
   using Bases = std::array<const Sums<blocks>*, 3>;  // of `count` of them, one for each window
 
@@ -55,7 +52,7 @@ struct Product {
       Vec w[kWide];
       for (int v = 0; v < kWide; ++v) w[v] = load(by + v * kLanes, kLanes);
       for (int b = 0; b < blocks; ++b)
-        for (int v = 0; v < kWide; ++v) sums[b][v] += w[v] * from[b];
+        for (int v = 0; v < kWide; ++v) sums[b][v] = Number::add(sums[b][v], w[v], from + b);
     }
     x += channels * blocks;
     weight += channels * kUnfoldedGroup;
@@ -97,31 +94,16 @@ struct Product {
   }
 };
 
-}  // namespace
-
-void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, float* parts) {
-  float steps[(2 * kUnfoldedTaps - 1) * kUnfoldedBlocks];
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < 2 * taps - 1; ++i)
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t step = b * taps + i;
-        steps[i * blocks + b] = step < length ? x[step * channels + c] : 0;
-      }
-    with_taps(taps, [&](auto known) {
-      split_parts<decltype(known)::value>(steps, blocks, channels * blocks, parts + c * blocks);
-    });
-  }
-}
-
-void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
-                      int64_t outputs, const float* scale, int64_t windows, float* y) {
+template <class Number>
+void product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
+             int64_t outputs, const float* scale, int64_t windows, float* y) {
   const int64_t group = edgesep_unfolded_parts(taps) * channels * kUnfoldedGroup;
   with_taps(taps, [&](auto known) {
     with_constant<kUnfoldedBlocks>(blocks, [&](auto count) {
       constexpr int kTaps = decltype(known)::value, kBlocks = decltype(count)::value;
       for (int64_t from = 0; from < outputs; from += kWide * kLanes) {
-        Product<kBlocks> product{channels, parts, weight + from / kUnfoldedGroup * group + from % kUnfoldedGroup};
-        product.template meet<kTaps, 0>({}, [&](int i, const Sums<kBlocks>& sums) {
+        Product<Number, kBlocks> made{channels, parts, weight + from / kUnfoldedGroup * group + from % kUnfoldedGroup};
+        made.template meet<kTaps, 0>({}, [&](int i, const Sums<kBlocks>& sums) {
           for (int b = 0; b < kBlocks; ++b) {
             const int64_t m = b * kTaps + i;
             if (m >= windows) break;
@@ -135,6 +117,36 @@ void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int6
       }
     });
   });
+}
+
+}  // namespace
+
+void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, bool pairs,
+            float* parts) {
+  float steps[(2 * kUnfoldedTaps - 1) * kUnfoldedBlocks];
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < 2 * taps - 1; ++i)
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t step = b * taps + i;
+        steps[i * blocks + b] = step < length ? x[step * channels + c] : 0;
+      }
+    with_taps(taps, [&](auto known) {
+      split_parts<decltype(known)::value>(steps, blocks, channels * blocks, parts + c * blocks);
+    });
+  }
+  if (!pairs) return;
+  for (int64_t part = 0; part < edgesep_unfolded_parts(taps) * channels / 2; ++part)  // in place: two rows become one
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* const both = parts + 2 * part * blocks + b;
+      const float values[] = {both[0], both[blocks]};
+      to_pairs(values, 2, parts + part * blocks + b);
+    }
+}
+
+void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
+                      int64_t outputs, const float* scale, int64_t windows, bool pairs, float* y) {
+  const auto of = pairs ? product<Pair> : product<Single>;
+  of(parts, blocks, pairs ? channels / 2 : channels, taps, weight, outputs, scale, windows, y);
 }
 
 }  // namespace EDGESEP_ISA

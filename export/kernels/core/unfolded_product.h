@@ -7,7 +7,8 @@
 //   [y_hi] = [B C] [W_hi]                  B (W_lo + W_hi) + (C - B) W_hi
 //
 // What is shared comes first, and the rest is summed on top of it. All sums of W are made beforehand, in this order:
-// weight (groups, parts, channels, 32), parts = 3^log2(taps): 32 outputs at a time, zeros behind the last one.
+// weight (groups, parts, channels, 32), parts = 3^log2(taps): 32 outputs at a time, zeros behind the last one. 4 or 8
+// taps: what separators have.
 #pragma once
 #include <cstdint>
 
@@ -24,11 +25,13 @@ constexpr int64_t kUnfoldedBlocks = kRegisters == 32 ? 12 : 6;  // blocks of `ta
 constexpr int64_t kUnfoldedTaps = 8;
 
 // What the sums of W meet, for `blocks` blocks: (parts, channels, blocks). x (length, channels), zero from `length` on.
-void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, float* parts);
+// `pairs`: as pairs of bfloat16, of channels that lie side by side; the weight is too.
+void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, bool pairs,
+            float* parts);
 
 // The first `windows` of the blocks: y (windows, outputs), times scale (windows) unless that is null.
 void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
-                      int64_t outputs, const float* scale, int64_t windows, float* y);
+                      int64_t outputs, const float* scale, int64_t windows, bool pairs, float* y);
 
 }  // namespace EDGESEP_ISA
 }  // namespace edgesep

@@ -23,7 +23,7 @@ struct Tile {
   const float* zeros;  // a row of them
 };
 
-template <int windows, int wide>
+template <class Number, int windows, int wide>
 void multiply(const EdgesepWindows& s, const Tile& tile) {
   const int64_t group = tile.from / kGroup;
   const auto outputs = [&](int v) {
@@ -45,7 +45,7 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
       Vec w[wide];
       for (int v = 0; v < wide; ++v) w[v] = load(weight + v * kLanes, kLanes);
       for (int m = 0; m < windows; ++m)
-        for (int v = 0; v < wide; ++v) sums[m][v] += w[v] * x[m][c];
+        for (int v = 0; v < wide; ++v) sums[m][v] = Number::add(sums[m][v], w[v], x[m] + c);
     }
   }
   for (int v = 0; v < wide; ++v) {
@@ -62,20 +62,28 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
   }
 }
 
-}  // namespace
-
-void window_product(const EdgesepWindows* s, int64_t first, int64_t end) {
+template <class Number>
+void product(const EdgesepWindows* s, int64_t first, int64_t end) {
   const std::vector<float> zeros(static_cast<size_t>(s->inputs));
   const int64_t begin = first * kBlock, stop = std::min(end * kBlock, s->windows);
   for (int64_t from = 0; from < s->outputs; from += kWide * kLanes) {  // a strip of the matrix at a time
-    const int64_t registers = (s->outputs - from + kLanes - 1) / kLanes;
-    with_constant<kWide>(std::min<int64_t>(kWide, registers), [&](auto wide) {
+    const auto strip = [&](auto wide) {
       for (int64_t m = begin; m < stop; m += kWindows)
         with_constant<kWindows>(std::min<int64_t>(kWindows, stop - m), [&](auto windows) {
-          multiply<decltype(windows)::value, decltype(wide)::value>(*s, {m, from, zeros.data()});
+          multiply<Number, decltype(windows)::value, decltype(wide)::value>(*s, {m, from, zeros.data()});
         });
-    });
+    };
+    if (s->outputs - from > (kWide - 1) * kLanes)
+      strip(std::integral_constant<int, kWide>{});
+    else  // the last one, of fewer outputs
+      strip(std::integral_constant<int, kWide - 1>{});
   }
+}
+
+}  // namespace
+
+void window_product(const EdgesepWindows* s, int64_t first, int64_t end) {
+  s->pairs ? product<Pair>(s, first, end) : product<Single>(s, first, end);
 }
 
 }  // namespace EDGESEP_ISA

@@ -20,6 +20,7 @@ typedef struct {
   const int64_t* index;
   float* y;
   int64_t rows, inputs, windows, taps, outputs;
+  int32_t pairs;  // x and weight are pairs of bfloat16, of inputs that lie side by side: `inputs` of them
 } EdgesepWindows;
 
 // Rows of work: blocks of windows.

@@ -380,17 +380,22 @@ struct Mamba {
   static constexpr const char* kName = "BidirectionalMamba";
   static constexpr size_t kInputs = edgesep::kMambaInputs, kRequired = kInputs, kOutputs = 1;
   static constexpr bool kKeepsShape = false;
-  static constexpr int type(size_t) { return kOrtFloat; }
+  static constexpr int type(size_t i) { return edgesep::mamba_pairs(i) ? kOrtAnyType : kOrtFloat; }
 
   const OrtApi* api;
   float epsilon;
+  bool pairs;
 
   Mamba(const OrtApi* table, const OrtKernelInfo* info)
-      : api(table), epsilon(attribute_float(table, info, "epsilon", 1e-5f)) {}
+      : api(table), epsilon(attribute_float(table, info, "epsilon", 1e-5f)), pairs(attribute(table, info, "bf16") != 0) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
+    for (size_t i = 0; i < kInputs; ++i)
+      if (edgesep::mamba_pairs(i) && in[i].type != (pairs ? kOrtInt32 : kOrtFloat))
+        require(api, kName, std::string(edgesep::kMambaNames[i]) + " must be " + (pairs ? "int32" : "float"));
     EdgesepMamba mamba{};
+    mamba.pairs = pairs;
     require(api, kName, edgesep::check_mamba(shapes_of(in), &mamba));
     mamba.epsilon = epsilon;
     size_t i = 0;

@@ -44,6 +44,9 @@ struct Inputs {
 
   const float* data(size_t i) const { return tensors[i] ? tensors[i]->data<const float>() : nullptr; }
 
+  // Of a tensor of whatever type.
+  const float* bits(size_t i) const { return tensors[i] ? static_cast<const float*>(tensors[i]->data()) : nullptr; }
+
   // The plug-in may have made them 32 bits wide.
   std::vector<int64_t> integers(size_t i) const {
     if (!tensors[i]) return {};
@@ -521,12 +524,18 @@ class BidirectionalMamba : public ov::op::Op {
   OPENVINO_OP("BidirectionalMamba", "edgesep");
 
   BidirectionalMamba() = default;
-  BidirectionalMamba(const ov::OutputVector& inputs, float epsilon) : Op(inputs), epsilon_(epsilon) {
+  BidirectionalMamba(const ov::OutputVector& inputs, float epsilon, bool pairs)
+      : Op(inputs), epsilon_(epsilon), pairs_(pairs) {
     constructor_validate_and_infer_types();
   }
 
   void validate_and_infer_types() override {
-    require_float(*this);
+    for (size_t i = 0; i < get_input_size(); ++i) {
+      const ov::element::Type wanted = pairs_ && edgesep::mamba_pairs(i) ? ov::element::i32 : ov::element::f32;
+      const ov::element::Type found = get_input_element_type(i);
+      OPENVINO_ASSERT(found.is_dynamic() || found == wanted, "edgesep::BidirectionalMamba: ", edgesep::kMambaNames[i],
+                      " is ", found, ", expected ", wanted);
+    }
     const auto x = get_input_partial_shape(0);
     ov::PartialShape y = ov::PartialShape::dynamic(3);
     if (x.rank().is_static() && x.size() == 3) y = {x[0], x[2], x[1]};
@@ -534,11 +543,12 @@ class BidirectionalMamba : public ov::op::Op {
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<BidirectionalMamba>(inputs, epsilon_);
+    return std::make_shared<BidirectionalMamba>(inputs, epsilon_, pairs_);
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
     visitor.on_attribute("epsilon", epsilon_);
+    visitor.on_attribute("bf16", pairs_);
     return true;
   }
   bool has_evaluate() const override { return true; }
@@ -546,13 +556,14 @@ class BidirectionalMamba : public ov::op::Op {
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
     const Inputs in(inputs, (1 << edgesep::kMambaInputs) - 1, edgesep::kMambaInputs);
     EdgesepMamba mamba{};
+    mamba.pairs = pairs_;
     const std::string wrong = edgesep::check_mamba(in.shapes, &mamba);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::BidirectionalMamba: ", wrong);
     const auto size = [](int64_t n) { return static_cast<size_t>(n); };
     outputs[0].set_shape({size(mamba.rows), size(mamba.length), size(mamba.channels)});
     mamba.epsilon = epsilon_;
     size_t i = 0;
-    for (const float** to : edgesep::mamba_inputs(&mamba)) *to = in.data(i++);
+    for (const float** to : edgesep::mamba_inputs(&mamba)) *to = in.bits(i++);
     mamba.y = outputs[0].data<float>();
     split(mamba, edgesep_mamba, mamba.rows);
     return true;
@@ -560,6 +571,7 @@ class BidirectionalMamba : public ov::op::Op {
 
  private:
   float epsilon_ = 1e-5f;
+  bool pairs_ = false;
 };
 
 // An input that the ONNX file left empty.
@@ -641,7 +653,8 @@ ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {
 
 ov::OutputVector mamba_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
-  return std::make_shared<BidirectionalMamba>(present(node, &given), node.get_attribute<float>("epsilon", 1e-5f))
+  return std::make_shared<BidirectionalMamba>(present(node, &given), node.get_attribute<float>("epsilon", 1e-5f),
+                                              node.get_attribute<int64_t>("bf16", 0) != 0)
       ->outputs();
 }
 

@@ -194,7 +194,7 @@ void misfits_are_named() {
 
 int main() {
   int sets = 0;
-  for (const char* isa : {"avx512", "avx2", "baseline"}) {
+  for (const char* isa : {"avx512bf16", "avx512", "avx2", "baseline"}) {
     if (edgesep_use(isa)) {
       std::printf("this processor or build has no %s\n", isa);
       continue;

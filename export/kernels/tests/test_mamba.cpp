@@ -1,6 +1,7 @@
 // Mamba blocks over windows of rows against their contract in float64 (core/mamba.h).
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "../core/check.h"
@@ -12,6 +13,8 @@ using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+constexpr double kPairsDb = 39;  // 8 bits of each factor
 
 struct Sizes {
   int64_t rows, channels, length, taps, inner, rank, state, conv_taps;
@@ -66,6 +69,23 @@ void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64
   }
 }
 
+// Rows of `width` floats as pairs of bfloat16, two rows in one.
+Floats in_pairs(const Floats& rows, int64_t width) {
+  const auto half = [](float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits >> 16) + (bits >> 15 & 1);  // ties away from zero: one of them in 65536
+  };
+  Floats out;
+  for (size_t i = 0; i < rows.size(); i += 2 * at(width))
+    for (size_t n = i; n < i + at(width); ++n) {
+      const uint32_t both = half(rows[n]) | half(rows[n + at(width)]) << 16;
+      out.emplace_back();
+      std::memcpy(&out.back(), &both, sizeof both);
+    }
+  return out;
+}
+
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
 // (rows, inputs) x (inputs, outputs)
@@ -78,7 +98,7 @@ Doubles times(const Doubles& x, const Floats& matrix, int64_t inputs, int64_t ou
   return y;
 }
 
-void a_block_equals_the_reference(const Sizes& z) {
+void a_block_equals_the_reference(const Sizes& z, bool pairs = false) {
   Drawn drawn;
   const int64_t outputs = z.taps * z.channels, windows = z.length - z.taps + 1, mixed = z.rank + 2 * z.state;
   const Floats x = drawn.fill(z.rows * z.channels * z.length), bias = drawn.fill(z.channels);
@@ -98,13 +118,17 @@ void a_block_equals_the_reference(const Sizes& z) {
   const Floats step_bias = drawn.fill(2 * z.inner), D = drawn.fill(2 * z.inner);
   Floats A = drawn.fill(2 * z.inner * z.state), y(at(z.rows * z.length * z.channels));
   for (float& v : A) v = -std::fabs(v);
+  if (pairs) {
+    for (Floats* packed : {&packed_in, &packed_through}) *packed = in_pairs(*packed, EDGESEP_UNFOLDED_GROUP);
+    for (Floats* packed : {&packed_states, &packed_out}) *packed = in_pairs(*packed, EDGESEP_WINDOW_GROUP);
+  }
   EdgesepMamba s{};
   const float* const given[] = {x.data(),       packed_in.data(), conv_weight.data(), conv_bias.data(),
                                 packed_states.data(), packed_steps.data(), step_bias.data(), A.data(),
                                 D.data(),       packed_out.data(), packed_through.data(), bias.data()};
   size_t i = 0;
   for (const float** to : edgesep::mamba_inputs(&s)) *to = given[i++];
-  s.y = y.data(), s.epsilon = 1e-3f;
+  s.y = y.data(), s.epsilon = 1e-3f, s.pairs = pairs;
   s.rows = z.rows, s.channels = z.channels, s.length = z.length, s.taps = z.taps;
   s.inner = z.inner, s.rank = z.rank, s.state = z.state, s.conv_taps = z.conv_taps;
   for (int64_t row = 0; row < z.rows; ++row) edgesep_mamba(&s, row, row + 1);
@@ -165,7 +189,7 @@ void a_block_equals_the_reference(const Sizes& z) {
       }
   }
   const double found = snr_db(y, wanted);
-  expect(found >= kLimitDb, "Mamba block, " + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
+  expect(found >= (pairs ? kPairsDb : kLimitDb), (pairs ? "bfloat16, " : "") + std::string("Mamba block, ") + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
                                 std::to_string(z.inner) + " inner channels: " + std::to_string(found) + " dB");
 }
 
@@ -191,6 +215,9 @@ void misfits_of_blocks_are_named() {
   named(5, {2, 1, 3, 64}, "steps has shape (2, 1, 3, 64)");
   named(7, {2, 40, 65}, "A has shape (2, 40, 65)");
   named(10, {2, 9, 5, 32}, "through has shape (2, 9, 5, 32), expected (1, 9, 5, 32)");
+  s.pairs = 1;
+  expect(edgesep::check_mamba(good, &s).find("bfloat16 takes an even number of channels, got 5") == 0, "odd channels");
+  s.pairs = 0;
   named(11, {6}, "bias has shape (6), expected (5)");
 }
 
@@ -200,7 +227,9 @@ void blocks_equal_the_reference() {
   a_block_equals_the_reference({2, 16, 257, 8, 40, 8, 16, 4});
   a_block_equals_the_reference({1, 3, 30, 8, 16, 1, 16, 4});
   a_block_equals_the_reference({3, 5, 70, 4, 37, 3, 6, 4});
-  a_block_equals_the_reference({2, 4, 2, 2, 16, 1, 16, 1});
-  a_block_equals_the_reference({2, 3, 40, 1, 20, 2, 4, 8});
+  a_block_equals_the_reference({2, 4, 4, 4, 16, 1, 16, 1});
+  a_block_equals_the_reference({2, 3, 9, 8, 20, 2, 4, 8});
+  a_block_equals_the_reference({2, 16, 257, 8, 40, 8, 16, 4}, true);
+  a_block_equals_the_reference({2, 6, 50, 4, 22, 3, 5, 4}, true);
   misfits_of_blocks_are_named();
 }
