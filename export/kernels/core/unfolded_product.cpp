@@ -67,11 +67,7 @@ struct Product {
           for (int v = 0; v < kWide; ++v) sums[b][v] += bases[k][i][b][v];
       finish(i, sums);
     };
-    if constexpr (taps == 1) {
-      Sums<blocks> sums{};
-      part(sums);
-      complete(0, sums);
-    } else if constexpr (taps == 2) {
+    if constexpr (taps == 2) {
       Sums<blocks> sums{}, shared;
       part(sums);
       std::memcpy(&shared, &sums, sizeof sums);
