@@ -28,7 +28,9 @@ def _fields(pointers: Iterable[str], sizes: Iterable[str], flags: Iterable[str])
 class Scan(ctypes.Structure):
     """EdgesepScan."""
 
-    _fields_ = _fields((*SCAN_INPUTS, "initial_state", "y", "last_state"), SCAN_SIZES, ("delta_softplus", "reverse"))
+    _fields_ = _fields(
+        (*SCAN_INPUTS, "initial_state", "y", "last_state"), SCAN_SIZES, ("delta_softplus", "reverse", "rough")
+    )
 
 
 class ScanBackward(ctypes.Structure):
