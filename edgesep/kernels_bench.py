@@ -50,7 +50,7 @@ def bench(
     """
     library = kernels.core()
     best = library.edgesep_instruction_set()
-    sets = [name for name in ("avx512bf16", "avx512", "avx2", "baseline") if not library.edgesep_use(name.encode())]
+    sets = [name for name in ("avx512", "avx2", "baseline") if not library.edgesep_use(name.encode())]
     rows = []
     try:
         for shape, (batch, length) in SHAPES.items():

@@ -119,8 +119,8 @@ class _Graph(Graph):
         if bf16 := bf16 and channels % 2 == values["D"].shape[1] % 2 == 0:
             values |= {name: mamba.pairs(values[name]) for name in mamba.PAIRED}
         names = [constants.name(value) for value in values.values()]
-        given = {"epsilon": ways[0].epsilon, "bf16": int(bf16)}
-        return helper.make_node(mamba.NAME, [x, *names], [y], f"{y}_mamba", domain=mamba.DOMAIN, **given)
+        attributes: dict[str, Any] = {"epsilon": ways[0].epsilon, "bf16": int(bf16)}
+        return helper.make_node(mamba.NAME, [x, *names], [y], f"{y}_mamba", domain=mamba.DOMAIN, **attributes)
 
     def direction(self, name: str) -> Direction:
         """From the windows to what a direction makes of them, the windows themselves added."""

@@ -108,25 +108,23 @@ def _windows(graph: Graph, p: Product, shapes: Shapes) -> None:
     taps = p.weight.shape[0] // width
     if index.size % taps or index.min() < 0:
         return
-    p.x, p.index = source, index.reshape(-1, taps).astype(np.int64)
-    _unpadded(graph, p, width, shapes)
+    p.x, p.index = _unpadded(graph, source, index.reshape(-1, taps).astype(np.int64), width, shapes)
 
 
-def _unpadded(graph: Graph, p: Product, width: int, shapes: Shapes) -> None:
+def _unpadded(graph: Graph, x: str, index: np.ndarray, width: int, shapes: Shapes) -> tuple[str, np.ndarray]:
     """Windows of a map with rows of zeros in front and behind become windows of the map without them."""
-    assert p.index is not None
-    pad = _behind_shapes(graph, p.x)
+    pad = _behind_shapes(graph, x)
     if pad is None or pad.op_type != "Pad" or len(pad.input) > 3 or flags(pad).get("mode", b"constant") != b"constant":
-        return
+        return x, index
     before, pads = shapes.get(pad.input[0], ()), graph.constants.get(pad.input[1])
     value = graph.constants.get(pad.input[2], np.ones(1)) if len(pad.input) > 2 else np.zeros(1)
     if pads is None or value.any() or before[-1:] != (width,) or 0 in before:
-        return
+        return x, index
     if pads[1 : len(before)].any() or pads[len(before) + 1 :].any() or pads.min() < 0:
-        return  # not only in front of all rows and behind them
+        return x, index  # not only in front of all rows and behind them
     rows = int(np.prod(before[:-1]))
-    moved = p.index - int(pads[0]) * (rows // before[0])
-    p.x, p.index = pad.input[0], np.where((moved < 0) | (moved >= rows), -1, moved)
+    moved = index - int(pads[0]) * (rows // before[0])
+    return pad.input[0], np.where((moved < 0) | (moved >= rows), -1, moved)
 
 
 def _behind_shapes(graph: Graph, name: str) -> NodeProto | None:

@@ -267,7 +267,8 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
 
 std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   if (in.size() != kMambaInputs) return "BidirectionalMamba takes 12 inputs, got " + std::to_string(in.size());
-  const std::vector<int64_t>&x = in[0].dims, &conv = in[2].dims, &steps = in[5].dims, &A = in[7].dims, &wide = in[1].dims;
+  const std::vector<int64_t>&x = in[0].dims, &wide = in[1].dims, &conv = in[2].dims;
+  const std::vector<int64_t>&steps = in[5].dims, &A = in[7].dims;
   if (!in[0].given || x.size() != 3 || x[0] < 1 || x[1] < 1)
     return "x has shape " + text(x) + ", expected (rows, channels, length)";
   const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };

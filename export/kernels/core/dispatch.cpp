@@ -10,7 +10,7 @@
 #include "window_product.h"
 
 // Every kernel: name in its namespace, argument type.
-#define EDGESEP_KERNELS(X)               \
+#define EDGESEP_FLOAT_KERNELS(X)         \
   X(scan, EdgesepScan)                   \
   X(scan_backward, EdgesepScanBackward)  \
   X(conv, EdgesepConv)                   \
@@ -23,9 +23,12 @@
   X(gated_backward, EdgesepGatedBackward) \
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
-  X(lstm, EdgesepLstm)                   \
-  X(window_product, EdgesepWindows)      \
+  X(lstm, EdgesepLstm)
+// Those that may multiply pairs of bfloat16.
+#define EDGESEP_PAIR_KERNELS(X)     \
+  X(window_product, EdgesepWindows) \
   X(mamba, EdgesepMamba)
+#define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_PAIR_KERNELS(X)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);
@@ -42,7 +45,7 @@ namespace avx512 {
 EDGESEP_KERNELS(EDGESEP_DECLARE)
 }
 namespace avx512bf16 {
-EDGESEP_KERNELS(EDGESEP_DECLARE)
+EDGESEP_PAIR_KERNELS(EDGESEP_DECLARE)
 }
 #endif
 }  // namespace edgesep
@@ -56,10 +59,9 @@ struct Table {
 
 const Table kTables[] = {
 #ifdef EDGESEP_X86
-#define EDGESEP_ENTRY(name, type) edgesep::avx512bf16::name,
-    {"avx512bf16", EDGESEP_KERNELS(EDGESEP_ENTRY)},
-#undef EDGESEP_ENTRY
 #define EDGESEP_ENTRY(name, type) edgesep::avx512::name,
+#define EDGESEP_PAIR_ENTRY(name, type) edgesep::avx512bf16::name,
+    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_ENTRY) EDGESEP_PAIR_KERNELS(EDGESEP_PAIR_ENTRY)},
     {"avx512", EDGESEP_KERNELS(EDGESEP_ENTRY)},
 #undef EDGESEP_ENTRY
 #define EDGESEP_ENTRY(name, type) edgesep::avx2::name,

@@ -19,10 +19,6 @@
 namespace edgesep {
 namespace EDGESEP_ISA {
 
-void scan(const EdgesepScan*, int64_t, int64_t);
-void conv(const EdgesepConv*, int64_t, int64_t);
-void window_product(const EdgesepWindows*, int64_t, int64_t);
-
 namespace {
 
 // Floats that begin with a cache line.
@@ -68,7 +64,7 @@ class Block {
         state_(floats(s.inner * s.state)),
         made_(floats(piece_ * s.taps * s.channels)),
         pairs_(floats(s.pairs ? piece_ * s.inner / 2 : 0)),
-        zeros_(floats(rounded(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}), EDGESEP_WINDOW_GROUP))) {}
+        zeros_(floats(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}))) {}
 
   void row(int64_t row) {
     read(s_.x + row * s_.channels * s_.length);
@@ -111,21 +107,15 @@ class Block {
              parts_.data() + i * parts_size_);
   }
 
-  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
-               const float* residual = nullptr, int32_t pairs = 0) const {
+  // `pairs`: the weight is in pairs, and x is made so.
+  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y, bool pairs,
+               const float* residual = nullptr) {
+    if (pairs) to_pairs(x, rows * inputs, pairs_.data());
     EdgesepWindows w{};
+    w.x = pairs ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
+    w.rows = w.windows = rows, w.inputs = pairs ? inputs / 2 : inputs, w.taps = 1, w.outputs = outputs;
     w.pairs = pairs;
-    w.x = x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
-    w.rows = w.windows = rows, w.inputs = inputs, w.taps = 1, w.outputs = outputs;
-    window_product(&w, 0, edgesep_window_blocks(&w));
-  }
-
-  // The same where the weight may be in pairs.
-  void paired_product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
-                      const float* residual = nullptr) {
-    if (!s_.pairs) return product(x, rows, inputs, weight, outputs, y, residual);
-    to_pairs(x, rows * inputs, pairs_.data());
-    product(pairs_.data(), rows, inputs / 2, weight, outputs, y, residual, 1);
+    edgesep_window_product(&w, 0, edgesep_window_blocks(&w));
   }
 
   void piece(int way, int64_t index, float* y) {
@@ -135,41 +125,42 @@ class Block {
       unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, scale,
                        count, s_.pairs, to);
     };
-    // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
     const int64_t numbers = s_.pairs ? 2 : 1;  // in each of a matrix's floats
     const int64_t half = rounded(inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels / numbers;
     const float *const in = s_.in + 2 * way * half, *const scale = scale_.data() + begin;
+    // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
     unfolded(in, inner, scale, u_.data() + history_);
     unfolded(in + half, inner, scale, z_.data());
     EdgesepConv c{};
     c.x = u_.data() + (way ? history_ : 0), c.y = v_.data() + (way ? history_ : 0);
     c.w = s_.conv_weight + way * inner * s_.conv_taps, c.bias = s_.conv_bias + way * inner;
     c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps, c.reverse = way;
-    conv(&c, 0, (inner + kRowChannels - 1) / kRowChannels);
+    edgesep_conv(&c, 0, edgesep_conv_rows(&c));
     const float* const kept = u_.data() + (way ? history_ : count * inner);
     std::memmove(u_.data() + (way ? history_ + piece_ * inner : 0), kept, static_cast<size_t>(history_) * sizeof(float));
 
     const auto of = [way](const float* weight, int64_t inputs, int64_t made) {
       return weight + way * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
     };
-    paired_product(v_.data() + history_, count, inner, of(s_.states, inner / numbers, mixed), mixed, mixed_.data());
+    product(v_.data() + history_, count, inner, of(s_.states, inner / numbers, mixed), mixed, mixed_.data(), s_.pairs);
     for (int64_t m = 0; m < count; ++m) {
       const float* const from = mixed_.data() + m * mixed;
       std::copy(from, from + rank, steps_.data() + m * rank);
       std::copy(from + rank, from + rank + state, B_.data() + m * state);
       std::copy(from + rank + state, from + mixed, C_.data() + m * state);
     }
-    product(steps_.data(), count, rank, of(s_.steps, rank, inner), inner, delta_.data());
+    product(steps_.data(), count, rank, of(s_.steps, rank, inner), inner, delta_.data(), false);
     EdgesepScan r{};
     r.u = v_.data() + history_, r.delta = delta_.data(), r.A = s_.A + way * inner * state, r.B = B_.data();
     r.C = C_.data(), r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
     r.initial_state = r.last_state = state_.data();
     r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
-    r.batch = 1, r.length = count, r.channels = inner, r.state = state, r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs;
-    scan(&r, 0, (inner + kRowChannels - 1) / kRowChannels);
+    r.batch = 1, r.length = count, r.channels = inner, r.state = state;
+    r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs;
+    edgesep_scan(&r, 0, edgesep_scan_rows(&r));
 
     if (!way) unfolded(s_.through, outputs, nullptr, made_.data());
-    paired_product(u_.data() + history_, count, inner, of(s_.out, inner / numbers, outputs), outputs, made_.data(),
+    product(u_.data() + history_, count, inner, of(s_.out, inner / numbers, outputs), outputs, made_.data(), s_.pairs,
             way ? nullptr : made_.data());
     for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
       float* const to = y + (begin + m) * s_.channels;

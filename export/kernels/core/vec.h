@@ -59,7 +59,7 @@ inline IntVec float_to_bits(Vec v) {
   return i;
 }
 
-// Two bfloat16 in the bits of a float, the first one in the lower half: what a weight or an input is in a product of pairs.
+// Two bfloat16 in the bits of a float, the first one in the lower half: a weight or an input in a product of pairs.
 inline uint32_t bits_of(const float* p) {
   uint32_t bits;
   std::memcpy(&bits, p, sizeof bits);
@@ -78,17 +78,13 @@ struct Single {
 
 struct Pair {
   static Vec add(Vec sum, Vec weights, const float* x) {
-    const uint32_t bits = bits_of(x);
+    const IntVec inputs = IntVec{} + bits_of(x);
 #if defined(__AVX512BF16__)
-    const IntVec inputs = IntVec{} + bits;
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
 #else
     const IntVec both = float_to_bits(weights);
-    const uint32_t halves[] = {bits << 16, bits & 0xffff0000u};
-    float low, high;
-    std::memcpy(&low, &halves[0], sizeof low);
-    std::memcpy(&high, &halves[1], sizeof high);
-    return sum + bits_to_float(both << 16) * low + bits_to_float(both & 0xffff0000u) * high;
+    return sum + bits_to_float(both << 16) * bits_to_float(inputs << 16) +
+           bits_to_float(both & 0xffff0000u) * bits_to_float(inputs & 0xffff0000u);
 #endif
   }
 };

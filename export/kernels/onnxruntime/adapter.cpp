@@ -387,7 +387,9 @@ struct Mamba {
   bool pairs;
 
   Mamba(const OrtApi* table, const OrtKernelInfo* info)
-      : api(table), epsilon(attribute_float(table, info, "epsilon", 1e-5f)), pairs(attribute(table, info, "bf16") != 0) {}
+      : api(table),
+        epsilon(attribute_float(table, info, "epsilon", 1e-5f)),
+        pairs(attribute(table, info, "bf16") != 0) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);

@@ -24,7 +24,8 @@ struct OrtApiBase {
 constexpr uint32_t kOrtVersion = 17;
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
-constexpr int kOrtAnyType = 0, kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6, kOrtInt64 = 7;  // ONNX_TENSOR_ELEMENT_DATA_TYPE_*
+// ONNX_TENSOR_ELEMENT_DATA_TYPE_*
+constexpr int kOrtAnyType = 0, kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6, kOrtInt64 = 7;
 
 struct OrtCustomOp {
   uint32_t version;
