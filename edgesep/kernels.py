@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesep.spec import BuildError, InputError, UnsupportedError
-from edgesep.store import default_root
+from edgesep.store import alone, default_root
 
 SOURCES = Path(__file__).parent / "native"
 TARGETS = {"x86_64": "g++", "aarch64": "g++-aarch64-linux-gnu"}  # machine → Debian's package of its compiler
@@ -167,7 +167,6 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     folder = default_root() / f"{'options-' if options else ''}{_prefix(kind, target)}-{key}"
     if folder.is_dir():
         return folder
-    cmake, ninja = tool("cmake"), tool("ninja")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -175,25 +174,28 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
         raise UnsupportedError(
             f"{folder.parent} cannot be written ({e.strerror}); set EDGESEP_CACHE to a folder"
         ) from e
-    log.info("compiling the native kernels (%s) with %s", kind, version)
     try:
-        made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options, "-S", str(SOURCES), "-B", str(scratch)]
-        for command in (
-            [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={cxx}", *made],
-            [cmake, "--build", str(scratch)],
-        ):
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ran.returncode:
-                last = "\n".join((ran.stdout + ran.stderr).splitlines()[-15:])
-                raise BuildError(f"the native kernels did not compile ({' '.join(command[:2])} …):\n{last}")
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process was first
+        with alone(folder):
             if not folder.is_dir():
-                raise
+                log.info("compiling the native kernels (%s) with %s", kind, version)
+                made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options]
+                _compile([f"-DCMAKE_CXX_COMPILER={cxx}", *made], scratch)
+                scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _compile(options: list[str], folder: Path) -> None:
+    cmake, ninja = tool("cmake"), tool("ninja")
+    for command in (
+        [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options, "-S", str(SOURCES), "-B", str(folder)],
+        [cmake, "--build", str(folder)],
+    ):
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            last = "\n".join((ran.stdout + ran.stderr).splitlines()[-15:])
+            raise BuildError(f"the native kernels did not compile ({' '.join(command[:2])} …):\n{last}")
 
 
 def _refuse_unknown(kind: str) -> None:

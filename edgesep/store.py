@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time makes a folder: a second one waits, and should then look whether it is there."""
+    file = folder.parent / f".{folder.name}.lock"
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
 class Store:
     """A folder of finished steps."""
 
@@ -65,15 +78,13 @@ class Store:
         if folder.is_dir():
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits and finds the step finished
+        with alone(folder):
             if not folder.is_dir():
                 scratch = self.root / f".{folder.name}.partial"
                 scratch.mkdir(exist_ok=True)
                 make(scratch)
                 scratch.rename(folder)
                 self.redone.append(name)
-        (self.root / f".{folder.name}.lock").unlink(missing_ok=True)
         return folder
 
 
