@@ -1,8 +1,9 @@
 """The native kernels of ``export/kernels``: built for this machine when first needed, found again afterwards.
 
 Sources travel with the package (``edgesep/native``); each folder with an ``adapter.*`` is a library for one runtime,
-``core`` the kernels alone. A build is cached by its sources, target, runtime version and compiler; the library holds
-every instruction set and chooses when it is loaded. A library's name in a bundle says what it was built for.
+``core`` the kernels alone, compiled once and held by the others. A build is cached by its sources, target, runtime
+version and compiler; the library holds every instruction set and chooses when it is loaded. A library's name in a
+bundle says what it was built for.
 """
 
 from __future__ import annotations
@@ -179,6 +180,8 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
             if not folder.is_dir():
                 log.info("compiling the native kernels (%s) with %s", kind, version)
                 made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options]
+                if kind not in ("core", "cuda-tests"):
+                    made.append(f"-DEDGESEP_CORE={build('core', *options, target=target)}")
                 _compile([f"-DCMAKE_CXX_COMPILER={cxx}", *made], scratch)
                 scratch.rename(folder)
     finally:

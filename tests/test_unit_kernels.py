@@ -90,8 +90,7 @@ def test_kernels_are_for_training_only():
         assert not conv_norm_torch.wanted(unit.train(), x)
 
 
-def test_the_build_is_found_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("EDGESEP_CACHE", str(tmp_path))
+def test_the_build_is_found_again(monkeypatch):
     first = kernels.build()
     monkeypatch.setattr(kernels, "tool", lambda _: pytest.fail("compiled again"))
     assert kernels.build() == first
