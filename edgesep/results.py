@@ -17,6 +17,8 @@ from edgesep.runtimes import runtime
 from edgesep.separators import Separator
 from edgesep.spec import Criteria, VerificationError
 
+SECONDS = 2.0  # of queries, to time one build
+
 
 @dataclass(frozen=True)
 class Results:
@@ -59,7 +61,7 @@ class Results:
         if front := self.original.front_end:
             inputs[-1:] = front.example_inputs(front.sample_rate_hz)
         self.tick(0, 0, "measuring eager fp32")
-        times = measure.latencies_ms(lambda: self.original(*inputs), 2.0)
+        times = measure.latencies_ms(lambda: self.original(*inputs), SECONDS)
         found = measure.percentiles(times)
         return {
             "runtime": "eager",
@@ -81,7 +83,7 @@ class Results:
             version = runtime(artifact.runtime).version()
             return row | {"status": "built, not run", "runtime_version": version, "misses": []}
         self.tick(0, 0, f"measuring {artifact.name}")
-        row = bench.row(artifact, self.facts, 2.0)
+        row = bench.row(artifact, self.facts, SECONDS)
         try:
             with Separating(artifact, self.facts) as run:
                 quality = self._judge(run, f"verifying {artifact.name}")

@@ -32,10 +32,13 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(cache):
-    """No test reads or writes the user's cache."""
+def _short_and_apart(cache):
+    """No test reads or writes the user's cache; builds are timed for a moment: no test looks at their speed."""
+    from edgesep import results
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGESEP_CACHE", str(cache))
+        patch.setattr(results, "SECONDS", 0.2)
         yield
 
 
@@ -69,7 +72,7 @@ def golden(tmp_path_factory):
 
 
 def shallow(golden: SimpleNamespace, folder: Path, layers: int = 1, **config) -> Path:
-    """The checkpoint with its first blocks alone, one exports in half the time; ``config`` goes into conf.yml."""
+    """The checkpoint with fewer blocks or iterations, which exports in half the time; ``config`` goes into conf.yml."""
     import torch
     import yaml
 
@@ -77,9 +80,16 @@ def shallow(golden: SimpleNamespace, folder: Path, layers: int = 1, **config) ->
     content["state_dict"] = {k: v for k, v in golden.state.items() if layers > 1 or not k.startswith("blocks.1.")}
     torch.save(content, folder / "best_model.pth")
     conf = json.loads(json.dumps(golden.conf))
-    conf["audionet"]["audionet_config"] |= {"n_layers": layers, **config}
+    found = conf["audionet"]["audionet_config"]
+    found |= {"num_blocks" if "num_blocks" in found else "n_layers": layers, **config}
     (folder / "conf.yml").write_text(yaml.safe_dump(conf))
     return folder / "best_model.pth"
+
+
+@pytest.fixture(scope="session")
+def brief(golden, tmp_path_factory) -> Path:
+    """A checkpoint of TDANet with one iteration, for what is about everything but the separator."""
+    return shallow(golden("tdanet_small"), tmp_path_factory.mktemp("brief"))
 
 
 def write_set(root: Path, mixtures: int = 4, rate: int = 8000, seconds: float = 0.8) -> Path:

@@ -34,9 +34,9 @@ def test_every_length_gives_what_the_dynamic_build_gives(separator, exported, tm
         assert fixed.run(feeds)["estimates"].shape == expected.shape, "a refused query spoils nothing"
 
 
-def test_a_bundle_holds_both_and_tells_them_apart(golden, mixtures, cache, tmp_path):
+def test_a_bundle_holds_both_and_tells_them_apart(brief, mixtures, cache, tmp_path):
     targets = target("openvino") + target("openvino", fixed_length="true")
-    recipe = write_recipe(tmp_path, golden("tdanet_small").checkpoint, mixtures, targets)
+    recipe = write_recipe(tmp_path, brief, mixtures, targets)
     done = deploy(recipe, tmp_path / "bundle", store=Store(cache))
     assert done.ok
     assert [r.get("length") for r in done.rows] == [None, None, "fixed"]
@@ -46,8 +46,7 @@ def test_a_bundle_holds_both_and_tells_them_apart(golden, mixtures, cache, tmp_p
     assert "| fixed |" in (done.path / "report.md").read_text()
 
 
-def test_a_runtime_that_gains_nothing_refuses(golden, mixtures, tmp_path):
-    checkpoint = golden("tdanet_small").checkpoint
-    recipe = write_recipe(tmp_path, checkpoint, mixtures, target("onnxruntime", fixed_length="true"))
+def test_a_runtime_that_gains_nothing_refuses(brief, mixtures, tmp_path):
+    recipe = write_recipe(tmp_path, brief, mixtures, target("onnxruntime", fixed_length="true"))
     with pytest.raises(InputError, match="onnxruntime gains nothing from a fixed_length"):
         deploy(recipe, tmp_path / "bundle")
