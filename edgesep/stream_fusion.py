@@ -9,8 +9,8 @@ product's own order before a few frames meet it, and every step of an LSTM is a 
 * both products with the past, both with the call's own frames and the softmax between them → ``PastAttention``, which
   reads the past as it lies; in INT8 that is eight bits, and the sums are in float;
 * LSTM → its input projection, one product over all steps, and ``LstmSteps``. The product can be in INT8 on every
-  runtime. Sets of rows that read the same frames (``separators.segments``) share it, and a set that is held at a step
-  costs nothing there.
+  runtime, and what follows it then, too. Sets of rows that read the same frames (``separators.segments``) share it,
+  and a set that is held at a step costs nothing there.
 """
 
 from __future__ import annotations
@@ -50,8 +50,19 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.nodes:
         attention = found.get(node.output[0])
         nodes += [node] if attention is None else _attended(graph, attention, constants)
+        if node.op_type == lstm_steps.NAME and _in_integers(graph, node.input[0]):
+            node.attribute.append(helper.make_attribute("rounded", 1))
     rewrite(made, nodes)
     return made
+
+
+def _in_integers(graph: Graph, gates: str) -> bool:
+    """Whether a projection multiplies what was rounded; then its LSTM may do so, too."""
+    made = graph.producer.get(gates)
+    if made is not None and made.op_type == "Add":  # of the bias
+        made = next((n for n in map(graph.producer.get, made.input) if n and n.op_type == "MatMul"), None)
+    factors = [graph.producer.get(name) for name in made.input[:2]] if made is not None else [None]
+    return all(n is not None and n.op_type == "DequantizeLinear" for n in factors)
 
 
 def lstms_apart(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -69,7 +69,8 @@ def test_attention_over_the_past_equals_its_reference(name, frames, tmp_path):
 def test_attention_over_a_past_in_eight_bits_equals_its_reference(name, tmp_path):
     given, attributes = attention_inputs(rounded=True), {"k_scale": 0.01, "k_zero": 130.0, "v_scale": 0.02}
     (got,) = RUNTIMES[name](operator("PastAttention", given, ["y"], **attributes), given, tmp_path)
-    assert output_snr_db(got, past_attention.reference(**given, **attributes)) >= 110
+    # A weight has 15 bits where processors sum products of integers.
+    assert output_snr_db(got, past_attention.reference(**given, **attributes)) >= 85
 
 
 def test_keys_may_be_in_eight_bits_and_values_in_float(tmp_path):
@@ -165,6 +166,16 @@ def test_an_lstm_s_steps_equal_their_reference(name, order, tmp_path):
     for one, wanted in zip(got, lstm_steps.reference(**given), strict=True):
         assert one.shape == wanted.shape
         assert output_snr_db(one, wanted) >= 110
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_lstm_that_may_round_stays_close_to_its_reference(name, tmp_path):
+    given = lstm_inputs(ORDERS[1], hidden=32)
+    given["initial_h"] = np.tanh(given["initial_h"])
+    made = operator("LstmSteps", given, STATES, constant=["recurrent"], rounded=1)
+    got = RUNTIMES[name](made, {n: v for n, v in given.items() if n != "recurrent"}, tmp_path)
+    wanted = lstm_steps.reference(**given)
+    assert all(output_snr_db(one, other) >= 25 for one, other in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("frame", [-2, 6])

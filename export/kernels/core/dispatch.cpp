@@ -20,15 +20,15 @@
   X(conv_norm_backward, EdgesepConvNormBackward) \
   X(pooled, EdgesepPooled)               \
   X(gated, EdgesepGated)                 \
-  X(gated_backward, EdgesepGatedBackward) \
+  X(gated_backward, EdgesepGatedBackward)
+// Those that may multiply what has fewer bits: pairs of bfloat16, integers.
+#define EDGESEP_NARROW_KERNELS(X)            \
+  X(window_product, EdgesepWindows)      \
+  X(mamba, EdgesepMamba)                 \
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
   X(lstm, EdgesepLstm)
-// Those that may multiply pairs of bfloat16.
-#define EDGESEP_PAIR_KERNELS(X)     \
-  X(window_product, EdgesepWindows) \
-  X(mamba, EdgesepMamba)
-#define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_PAIR_KERNELS(X)
+#define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_NARROW_KERNELS(X)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);
@@ -45,7 +45,7 @@ namespace avx512 {
 EDGESEP_KERNELS(EDGESEP_DECLARE)
 }
 namespace avx512bf16 {
-EDGESEP_PAIR_KERNELS(EDGESEP_DECLARE)
+EDGESEP_NARROW_KERNELS(EDGESEP_DECLARE)
 }
 #endif
 }  // namespace edgesep
@@ -60,8 +60,8 @@ struct Table {
 const Table kTables[] = {
 #ifdef EDGESEP_X86
 #define EDGESEP_ENTRY(name, type) edgesep::avx512::name,
-#define EDGESEP_PAIR_ENTRY(name, type) edgesep::avx512bf16::name,
-    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_ENTRY) EDGESEP_PAIR_KERNELS(EDGESEP_PAIR_ENTRY)},
+#define EDGESEP_NARROW_ENTRY(name, type) edgesep::avx512bf16::name,
+    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_ENTRY) EDGESEP_NARROW_KERNELS(EDGESEP_NARROW_ENTRY)},
     {"avx512", EDGESEP_KERNELS(EDGESEP_ENTRY)},
 #undef EDGESEP_ENTRY
 #define EDGESEP_ENTRY(name, type) edgesep::avx2::name,
@@ -76,7 +76,8 @@ const Table kTables[] = {
 bool supported(const char* isa) {
 #ifdef EDGESEP_X86
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-  if (!std::strcmp(isa, "avx512bf16")) return wide && __builtin_cpu_supports("avx512bf16");
+  if (!std::strcmp(isa, "avx512bf16"))
+    return wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   if (!std::strcmp(isa, "avx512")) return wide;
   if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif

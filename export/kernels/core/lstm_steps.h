@@ -6,9 +6,13 @@
 //
 // gates (frames, rows, 4, hidden) hold both biases, and like recurrent the gates in ONNX's order: input, output, forget,
 // cell. recurrent (groups, hidden, 4, 16) has 16 channels of what is made at a time, the last group filled up with zeros,
-// so that what a register needs lies side by side. order (steps, sets): the frame that a set reads at a step, below 0 where it stays as it is; null
-// for one frame after another. initial_h, initial_c (sets, rows, hidden). y (steps, sets, rows,
-// hidden): h after each step; last_h, last_c (sets, rows, hidden), may be null. All float, contiguous.
+// so that what a register needs lies side by side. order (steps, sets): the frame that a set reads at a step, below 0
+// where it stays as it is; null for one frame after another. initial_h, initial_c (sets, rows, hidden). y (steps, sets,
+// rows, hidden): h after each step; last_h, last_c (sets, rows, hidden), may be null. All float, contiguous.
+//
+// With `rounded`, recurrent may be rounded to eight bits, with a step for each channel of each gate, and h, which lies
+// within -1 and 1, to steps of 1/127 in that product alone (an initial_h beyond that is cut off in it): where a processor
+// sums products of bytes, that is four times as fast.
 #pragma once
 #include <stdint.h>
 
@@ -23,6 +27,7 @@ typedef struct {
   const int64_t* order;
   float *y, *last_h, *last_c;
   int64_t frames, steps, sets, rows, hidden;
+  int32_t rounded;
 } EdgesepLstm;
 
 // A block is a few rows of every set, through all steps: sets that are held in turn cost every thread the same.

@@ -102,10 +102,40 @@ inline void combine(const Rows& r, int64_t lanes) {
     for (int w = 0; w < width; ++w) store(r.y + f * r.features + w * kLanes, sums[f][w], size(w));
 }
 
+// Some rows of rounded values, what pairs of them weigh, and where their sums go, as integers.
+struct RoundedRows {
+  const uint8_t* values;
+  int64_t count, stride;
+  const int32_t* weights;  // pairs of rows x kGroup, two halves each
+  float* y;                // of the first frame: room for the sums
+  int64_t features;
+  bool first;
+};
+
+template <int frames, int width>
+inline void combine(const RoundedRows& r, int64_t lanes) {
+  const auto size = [&](int w) { return w == width - 1 ? lanes : int64_t{kLanes}; };
+  Integers sums[frames][width] = {};
+  if (!r.first)
+    for (int f = 0; f < frames; ++f)
+      for (int w = 0; w < width; ++w) sums[f][w] = load_as<Integers>(r.y + f * r.features + w * kLanes, size(w));
+  const uint8_t* from = r.values;
+  const int32_t* share = r.weights;
+  for (int64_t j = 0; j < r.count; j += 2, from += 2 * r.stride, share += kGroup) {
+    const uint8_t* other = j + 1 < r.count ? from + r.stride : from;  // which weighs nothing then
+    for (int w = 0; w < width; ++w) {
+      const Integers both = from_bytes(from + w * kLanes, size(w)) | from_bytes(other + w * kLanes, size(w)) << 16;
+      for (int f = 0; f < frames; ++f) sums[f][w] = add_halves(sums[f][w], both, Integers{} + share[f]);
+    }
+  }
+  for (int f = 0; f < frames; ++f)
+    for (int w = 0; w < width; ++w) store_as(r.y + f * r.features + w * kLanes, sums[f][w], size(w));
+}
+
 constexpr int kFrames = kLanes == 16 ? 8 : 4;  // with two registers of features each, as many as stay in registers
 
-template <int frames>
-void over_features(Rows r, int64_t width) {
+template <int frames, class AnyRows>
+void over_features(AnyRows r, int64_t width) {
   const auto step = [&](int64_t by) {
     r.values += by;
     r.y += by;
@@ -113,6 +143,54 @@ void over_features(Rows r, int64_t width) {
   };
   for (; width >= 2 * kLanes; step(2 * kLanes)) combine<frames, 2>(r, kLanes);
   for (; width > 0; step(kLanes)) combine<frames, 1>(r, std::min<int64_t>(kLanes, width));
+}
+
+// y of some frames of an item, columns c to c + width, from rounded values of the past alone. Weights become halves of
+// words: as large as they can be without a sum of 255 times as much beyond 2**31.
+void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t c, int64_t width) {
+  const int64_t count = std::min(kGroup, s.frames - group * kGroup);
+  const float* weights = s.weights + (item * edgesep_attention_groups(&s) + group) * (s.past + s.frames) * kGroup;
+  float* y = s.y + (item * s.frames + group * kGroup) * s.features + c;
+  Vec most{};
+  for (int64_t j = 0; j < s.past; ++j) {
+    const Vec w = load(weights + j * kGroup, kLanes);
+    most = w > most ? w : most;
+  }
+  const Vec finest = splat(8.3e6f), fine = 32767.0f / most, scale = fine < finest ? fine : finest;
+  const auto weight = [&](int64_t j) {
+    return j < s.past ? rounded(load(weights + j * kGroup, kLanes) * scale) : Integers{};
+  };
+  Integers total{};
+  for (int64_t j = 0; j < s.past; j += kBlock) {
+    int32_t pairs[kBlock / 2 * kGroup];
+    for (int64_t i = 0; i < kBlock; i += 2) {
+      const Integers one = weight(j + i), other = weight(j + i + 1);
+      total += one + other;
+      store_as(pairs + i / 2 * kGroup, (one & 0xffff) | other << 16, kLanes);
+    }
+    RoundedRows r{};
+    r.count = std::min(kBlock, s.past - j);
+    r.stride = r.features = s.features;
+    r.values = static_cast<const uint8_t*>(s.past_v) + (item * s.past + j) * s.features + c;
+    r.first = j == 0;
+    if (j + 2 * kBlock <= s.past)
+      for (int64_t i = kBlock; i < 2 * kBlock; ++i)
+        for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(r.values + i * s.features + b, 0, 2);
+    for (int64_t n = 0; n < count; n += kFrames) {
+      r.weights = pairs + n;
+      r.y = y + n * s.features;
+      with_constant<kFrames>(std::min<int64_t>(kFrames, count - n),
+                             [&](auto frames) { over_features<decltype(frames)::value>(r, width); });
+    }
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    const float shift = s.v_zero * static_cast<float>(total[n]), back = s.v_scale / scale[n];
+    for (int64_t i = 0; i < width; i += kLanes) {
+      const int64_t lanes = std::min<int64_t>(kLanes, width - i);
+      float* at = y + n * s.features + i;
+      store(at, (to_floats(load_as<Integers>(at, lanes)) - shift) * back, lanes);
+    }
+  }
 }
 
 }  // namespace
@@ -156,11 +234,17 @@ void attention_weights(const EdgesepAttention* s, int64_t first, int64_t end) {
 void attention_values(const EdgesepAttention* s, int64_t first, int64_t end) {
   const int64_t rows = s->past + s->frames, groups = edgesep_attention_groups(s), chunks = edgesep_attention_chunks(s);
   const int64_t size = (s->features + chunks * kGroup - 1) / (chunks * kGroup) * kGroup;
-  std::vector<float> room(static_cast<size_t>(s->v_scale == 0 ? 0 : kBlock * size));
+  std::vector<float> room(static_cast<size_t>(kIntegerProducts || s->v_scale == 0 ? 0 : kBlock * size));
   for (int64_t row = first; row < end; ++row) {
     const int64_t item = row / chunks, c = row % chunks * size, width = std::min(size, s->features - c);
     // Memory in its order: some rows of all columns of the chunk, then the next ones.
-    for (int64_t j = 0; j < rows;) {
+    int64_t j = 0;
+    if constexpr (kIntegerProducts)
+      if (s->v_scale != 0 && s->past) {
+        for (int64_t g = 0; g < groups; ++g) sum_rounded(*s, item, g, c, width);
+        j = s->past;
+      }
+    while (j < rows) {
       const bool own = j >= s->past;
       Rows r{};
       r.count = std::min(kBlock, (own ? rows : s->past) - j);

@@ -1,11 +1,11 @@
-// One register of floats in the compiler's own vector type: one source for AVX-512 (16 lanes), AVX2 (8), NEON and SSE (4).
-// No intrinsics, so that a new instruction set costs a compiler flag and no code. Never wider than a register: compilers
-// take wider vectors apart through memory and compare them lane by lane.
+// One register of floats in the compiler's own vector type: one source for AVX-512 (16 lanes), AVX2 (8), NEON and SSE
+// (4). Hardly any intrinsics, so that a new instruction set costs a compiler flag and no code. Never wider than a
+// register: compilers take wider vectors apart through memory and compare them lane by lane.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -27,24 +27,39 @@ constexpr int kRegisters = 16;
 #endif
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 inline Vec splat(float x) { return Vec{} + x; }
 
 // The first `count` lanes, the rest zero. With the constant kLanes it is one load.
-inline Vec load(const float* p, int64_t count) {
-  Vec v{};
+template <class Lanes>
+inline Lanes load_as(const void* p, int64_t count) {
+  Lanes v{};
   if (count == kLanes)
     std::memcpy(&v, p, sizeof v);
   else
-    std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
+    std::memcpy(&v, p, static_cast<size_t>(count) * (sizeof v / kLanes));
   return v;
 }
 
-inline void store(float* p, Vec v, int64_t count) {
+template <class Lanes>
+inline void store_as(void* p, Lanes v, int64_t count) {
   if (count == kLanes)
     std::memcpy(p, &v, sizeof v);
   else
-    std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(float));
+    std::memcpy(p, &v, static_cast<size_t>(count) * (sizeof v / kLanes));
+}
+
+inline Vec load(const float* p, int64_t count) { return load_as<Vec>(p, count); }
+inline void store(float* p, Vec v, int64_t count) { store_as(p, v, count); }
+
+inline Vec to_floats(Integers i) { return __builtin_convertvector(i, Vec); }
+inline Integers rounded(Vec v) {  // to nearest, within 2**22
+  Integers i;
+  v += 12582912.0f;
+  std::memcpy(&i, &v, sizeof i);
+  return i - 0x4b400000;
 }
 
 inline Vec bits_to_float(IntVec i) {
@@ -97,9 +112,39 @@ inline void to_pairs(const float* x, int64_t count, float* pairs) {
   }
 }
 
-// Comparisons with NaN are false, so that both keep it.
+// Integers where the processor sums their products: to each lane of a sum it adds those of four unsigned with four signed
+// bytes, or of two signed halves. Elsewhere these are only declared: code that needs them is not compiled. (Conversions
+// are functions because GCC makes a register of bytes one by one.)
+#if defined(__AVX512VNNI__)
+constexpr bool kIntegerProducts = true;
+inline Integers from_bytes(const uint8_t* p, int64_t count) {
+  return (Integers)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)load_as<Bytes>(p, count));
+}
+inline void store_bytes(uint8_t* p, Integers v) {
+  store_as(p, (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v), kLanes);
+}
+inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
+  return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, (__m512i)by);
+}
+inline Integers add_halves(Integers sum, Integers halves, Integers by) {
+  return (Integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)halves, (__m512i)by);
+}
+#else
+constexpr bool kIntegerProducts = false;
+Integers from_bytes(const uint8_t* p, int64_t count);
+void store_bytes(uint8_t* p, Integers v);
+Integers add_bytes(Integers sum, Integers bytes, Integers by);
+Integers add_halves(Integers sum, Integers halves, Integers by);
+#endif
+
+// Comparisons with NaN are false, so that both keep it. (One instruction, of which GCC makes two.)
+#if defined(__AVX512F__)
+inline Vec at_least(Vec x, float low) { return (Vec)_mm512_maskz_max_ps(0xffff, (__m512)splat(low), (__m512)x); }
+inline Vec at_most(Vec x, float high) { return (Vec)_mm512_maskz_min_ps(0xffff, (__m512)splat(high), (__m512)x); }
+#else
 inline Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }
 inline Vec at_most(Vec x, float high) { return x > high ? splat(high) : x; }
+#endif
 
 // Hides from the compiler where x comes from. The exponents are products, and an addition to a product would be fused: the
 // multipliers, which are the bottleneck of a scan, would do what the adders beside them have time for.

@@ -334,12 +334,15 @@ struct Lstm {
   static constexpr int type(size_t i) { return i == edgesep::kLstmOrder ? kOrtInt64 : kOrtFloat; }
 
   const OrtApi* api;
+  bool rounded;
 
-  Lstm(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+  Lstm(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), rounded(attribute(table, info, "rounded") != 0) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
     EdgesepLstm lstm{};
+    lstm.rounded = rounded;
     require(api, kName, edgesep::check_lstm(shapes_of(in), &lstm));
     lstm.gates = in[0].data, lstm.recurrent = in[1].data, lstm.initial_h = in[2].data, lstm.initial_c = in[3].data;
     lstm.order = in[4].integers();

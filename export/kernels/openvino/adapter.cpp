@@ -415,7 +415,9 @@ class LstmSteps : public ov::op::Op {
   OPENVINO_OP("LstmSteps", "edgesep");
 
   LstmSteps() = default;
-  explicit LstmSteps(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+  LstmSteps(const ov::OutputVector& inputs, bool rounded) : Op(inputs), rounded_(rounded) {
+    constructor_validate_and_infer_types();
+  }
 
   void validate_and_infer_types() override {
     require_float(*this, edgesep::kLstmOrder);
@@ -436,15 +438,19 @@ class LstmSteps : public ov::op::Op {
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<LstmSteps>(inputs);
+    return std::make_shared<LstmSteps>(inputs, rounded_);
   }
 
-  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("rounded", rounded_);
+    return true;
+  }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
     const Inputs in(inputs, (1 << edgesep::kLstmInputs) - 1, edgesep::kLstmInputs);
     EdgesepLstm lstm{};
+    lstm.rounded = rounded_;
     std::string wrong = edgesep::check_lstm(in.shapes, &lstm);
     const std::vector<int64_t> order = in.integers(edgesep::kLstmOrder);
     if (wrong.empty() && !order.empty())
@@ -462,6 +468,9 @@ class LstmSteps : public ov::op::Op {
     split(lstm, edgesep_lstm, edgesep_lstm_blocks(&lstm));
     return true;
   }
+
+ private:
+  bool rounded_ = false;
 };
 
 class WindowProduct : public ov::op::Op {
@@ -642,7 +651,8 @@ ov::OutputVector attention_from_onnx(const ov::frontend::NodeContext& node) {
 
 ov::OutputVector lstm_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
-  return std::make_shared<LstmSteps>(present(node, &given))->outputs();
+  const ov::OutputVector inputs = present(node, &given);
+  return std::make_shared<LstmSteps>(inputs, node.get_attribute<int64_t>("rounded", 0) != 0)->outputs();
 }
 
 ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {

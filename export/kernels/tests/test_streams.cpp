@@ -83,15 +83,30 @@ void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, 
         for (int64_t e = 0; e < features; ++e)
           wanted[at((item * frames + n) * features + e)] += score[at(j)] / total * value(item, j, e);
     }
-  const double found = snr_db(y, wanted);
-  expect(found >= kLimitDb, "attention of " + std::to_string(frames) + " frames over " + std::to_string(past) + ", " +
-                                std::to_string(keys) + " and " + std::to_string(features) + " features" +
-                                (bytes ? ", bytes" : "") + ": " + std::to_string(found) + " dB");
+  const double found = snr_db(y, wanted);  // where rounded values are summed as integers, weights have 15 bits
+  expect(found >= (bytes ? 85 : kLimitDb),
+         "attention of " + std::to_string(frames) + " frames over " + std::to_string(past) + ", " + std::to_string(keys) +
+             " and " + std::to_string(features) + " features" + (bytes ? ", bytes" : "") + ": " + std::to_string(found) +
+             " dB");
 }
 
-// order: empty for one frame after another.
+// The matrix (hidden, 4, hidden) in steps of a 127th of the largest entry that a channel of a gate has.
+Floats in_eight_bits(const Floats& matrix, int64_t hidden) {
+  Floats made = matrix;
+  for (int64_t n = 0; n < 4 * hidden; ++n) {
+    float most = 0;
+    for (int64_t k = 0; k < hidden; ++k) most = std::fmax(most, std::fabs(matrix[at(k * 4 * hidden + n)]));
+    for (int64_t k = 0; k < hidden; ++k) {
+      float& w = made[at(k * 4 * hidden + n)];
+      w = std::nearbyint(w * (127 / most)) * (most / 127);
+    }
+  }
+  return made;
+}
+
+// order: empty for one frame after another. rounded: the kernel may round; it has to do that as said, or not at all.
 void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64_t hidden,
-                               const std::vector<int64_t>& order) {
+                               const std::vector<int64_t>& order, bool rounded) {
   Drawn drawn;
   const int64_t steps = order.empty() ? frames : static_cast<int64_t>(order.size()) / sets, all = sets * rows;
   const int64_t groups = (hidden + EDGESEP_LSTM_GROUP - 1) / EDGESEP_LSTM_GROUP;
@@ -108,35 +123,43 @@ void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64
   s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = h0.data(), s.initial_c = c0.data();
   s.order = order.empty() ? nullptr : order.data();
   s.y = y.data(), s.last_h = last_h.data(), s.last_c = last_c.data();
-  s.frames = frames, s.steps = steps, s.sets = sets, s.rows = rows, s.hidden = hidden;
+  s.frames = frames, s.steps = steps, s.sets = sets, s.rows = rows, s.hidden = hidden, s.rounded = rounded;
   const int64_t blocks = edgesep_lstm_blocks(&s);
   for (int64_t i = 0; i < blocks; ++i) edgesep_lstm(&s, i, i + 1);
 
-  std::vector<double> h(h0.begin(), h0.end()), c(c0.begin(), c0.end()), wanted;
-  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  for (int64_t l = 0; l < steps; ++l) {
-    const std::vector<double> before = h;
-    for (int64_t row = 0; row < all; ++row) {
-      const int64_t frame = order.empty() ? l : order[at(l * sets + row / rows)];
-      if (frame < 0) continue;
-      for (int64_t i = 0; i < hidden; ++i) {
-        double g[4];
-        for (int64_t n = 0; n < 4; ++n) {
-          g[n] = gates[at(((frame * rows + row % rows) * 4 + n) * hidden + i)];
-          for (int64_t k = 0; k < hidden; ++k)
-            g[n] += before[at(row * hidden + k)] * matrix[at((k * 4 + n) * hidden + i)];
+  const auto worst = [&](bool in_bytes) {
+    const Floats by = in_bytes ? in_eight_bits(matrix, hidden) : matrix;
+    std::vector<double> h(h0.begin(), h0.end()), c(c0.begin(), c0.end()), wanted;
+    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    for (int64_t l = 0; l < steps; ++l) {
+      std::vector<double> before = h;
+      if (in_bytes)
+        for (double& v : before) v = std::nearbyint(std::fmax(-1, std::fmin(v, 1)) * 127) / 127;
+      for (int64_t row = 0; row < all; ++row) {
+        const int64_t frame = order.empty() ? l : order[at(l * sets + row / rows)];
+        if (frame < 0) continue;
+        for (int64_t i = 0; i < hidden; ++i) {
+          double g[4];
+          for (int64_t n = 0; n < 4; ++n) {
+            g[n] = gates[at(((frame * rows + row % rows) * 4 + n) * hidden + i)];
+            for (int64_t k = 0; k < hidden; ++k)
+              g[n] += before[at(row * hidden + k)] * by[at((k * 4 + n) * hidden + i)];
+          }
+          double& cell = c[at(row * hidden + i)];
+          cell = sigmoid(g[2]) * cell + sigmoid(g[0]) * std::tanh(g[3]);
+          h[at(row * hidden + i)] = sigmoid(g[1]) * std::tanh(cell);
         }
-        double& cell = c[at(row * hidden + i)];
-        cell = sigmoid(g[2]) * cell + sigmoid(g[0]) * std::tanh(g[3]);
-        h[at(row * hidden + i)] = sigmoid(g[1]) * std::tanh(cell);
       }
+      wanted.insert(wanted.end(), h.begin(), h.end());
     }
-    wanted.insert(wanted.end(), h.begin(), h.end());
-  }
-  const double found = snr_db(y, wanted), found_h = snr_db(last_h, h), found_c = snr_db(last_c, c);
-  expect(found >= kLimitDb && found_h >= kLimitDb && found_c >= kLimitDb, "LSTM of " + std::to_string(sets) + " x " + std::to_string(rows) + " rows, " +
-                                std::to_string(hidden) + " hidden, " + std::to_string(steps) + " steps: " +
-                                std::to_string(found) + " dB");
+    return std::fmin(snr_db(y, wanted), std::fmin(snr_db(last_h, h), snr_db(last_c, c)));
+  };
+  // An h between two steps may fall to either.
+  const double exact = worst(false), as_said = rounded ? worst(true) : 0;
+  expect(exact >= kLimitDb || as_said >= 60,
+         "LSTM of " + std::to_string(sets) + " x " + std::to_string(rows) + " rows, " + std::to_string(hidden) +
+             " hidden, " + std::to_string(steps) + " steps" + (rounded ? ", rounded" : "") + ": " +
+             std::to_string(exact) + " dB, " + std::to_string(as_said) + " dB");
 }
 
 void gates_far_out_are_flat() {
@@ -155,7 +178,7 @@ void gates_far_out_are_flat() {
   }
 }
 
-void nan_stays_in_its_row() {
+void nan_stays_in_its_row(bool rounded) {
   const int64_t rows = 8, hidden = 20;
   Drawn drawn;
   Floats gates = drawn.fill(3 * rows * 4 * hidden);
@@ -164,7 +187,7 @@ void nan_stays_in_its_row() {
   Floats y(at(3 * rows * hidden));
   EdgesepLstm s{};
   s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = state.data(), s.initial_c = state.data();
-  s.y = y.data(), s.frames = s.steps = 3, s.sets = 1, s.rows = rows, s.hidden = hidden;
+  s.y = y.data(), s.frames = s.steps = 3, s.sets = 1, s.rows = rows, s.hidden = hidden, s.rounded = rounded;
   edgesep_lstm(&s, 0, edgesep_lstm_blocks(&s));
   for (int64_t l = 0; l < 3; ++l)
     for (int64_t row = 0; row < rows; ++row) {
@@ -264,11 +287,14 @@ void streams_equal_the_reference() {
     attention_equals_the_reference(8, 50, 132, 1056, bytes, 20);
     attention_equals_the_reference(8, 50, 13, 2 * EDGESEP_ATTENTION_CHUNK + 100, bytes, 20);  // several chunks
   }
-  for (int64_t hidden : {1, 5, 16, 24, 64}) {
-    lstm_equals_the_reference(1, 1, 1, hidden, {});
-    lstm_equals_the_reference(9, 1, 7, hidden, {});
-    lstm_equals_the_reference(5, 1, 40, hidden, {});
-    lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1});
+  for (bool rounded : {false, true}) {
+    for (int64_t hidden : {1, 5, 16, 24, 64}) {
+      lstm_equals_the_reference(1, 1, 1, hidden, {}, rounded);
+      lstm_equals_the_reference(9, 1, 7, hidden, {}, rounded);
+      lstm_equals_the_reference(5, 1, 40, hidden, {}, rounded);
+      lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1}, rounded);
+    }
+    nan_stays_in_its_row(rounded);
   }
   for (bool behind : {false, true})
     for (int64_t outputs : {1, 16, 40, 64, 80, 150})
@@ -277,6 +303,5 @@ void streams_equal_the_reference() {
         windows_equal_the_reference(5, 7, outputs, windows, behind);
       }
   gates_far_out_are_flat();
-  nan_stays_in_its_row();
   misfits_of_streams_are_named();
 }
