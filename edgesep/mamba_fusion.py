@@ -62,7 +62,7 @@ def fuse(model: onnx.ModelProto, bf16: bool = False) -> onnx.ModelProto:
 
 def _unfolded(matrix: np.ndarray, taps: int) -> np.ndarray:
     """A matrix that windows meet, whose channels come before taps, as the operator reads it."""
-    return mamba.unfolded(matrix.reshape(-1, taps, matrix.shape[1]).transpose(1, 0, 2))
+    return window_product.unfolded(matrix.reshape(-1, taps, matrix.shape[1]).transpose(1, 0, 2))
 
 
 class _Graph(Graph):
@@ -185,7 +185,7 @@ class _Graph(Graph):
         taps = len(slices)
         if starts != [[k] for k in range(taps)] or along != {(2, 1)} or len({s.input[0] for s in slices}) > 1:
             raise Other
-        if taps not in mamba.TAPS:
+        if taps not in window_product.TAPS:
             raise Other
         return slices[0].input[0], taps
 

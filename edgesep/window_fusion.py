@@ -7,6 +7,7 @@ row, one after another; behind it they go over its result for a slope and once m
 
 * Gather of rows, perhaps of a padded map, and the Gemm of what it gathers → ``WindowProduct``, which reads the map;
 * a Gemm, the slope behind it and the sum with another map → ``WindowProduct``;
+* products of windows that overlap, each a row behind the one before → fewer products (``window_product.unfolded``);
 * a small convolution whose result is then taken as rows → ``WindowProduct``: its windows are rows of one value.
 
 Products in INT8 stay what they are, and so do those of which the runtime makes bf16: it has them in fewer bits.
@@ -26,6 +27,7 @@ from edgesep.units import Graph, flags
 
 Shapes = dict[str, tuple[int, ...]]
 TO_ROWS = [0, 2, 3, 1]
+WORTH = 0.7  # share of the products that the fast algorithm may need
 
 
 @dataclass
@@ -50,24 +52,37 @@ class Product:
         """Whether the kernels' groups of outputs are not mostly zeros."""
         return 2 * self.bias.size > window_product.GROUP
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether the windows overlap so that the fast algorithm makes up for what it has to do beside its products."""
+        if self.index is None or self.index.shape[1] not in window_product.TAPS:
+            return False
+        windows, taps = self.index.shape
+        products = window_product.rounds(self.index) * 3 ** int(np.log2(taps))
+        return products <= WORTH * windows * taps
 
-def fuse(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
+
+def fuse(model: onnx.ModelProto, shapes: Shapes, *, unfold: bool = True) -> onnx.ModelProto:
     """A copy in fused form; the function it computes is the same.
 
     Args:
         shapes: of its tensors, as far as they are known.
+        unfold: windows that overlap may meet a matrix for the fast algorithm, which is up to 3.4 times as large.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph, constants = Graph(made.graph), Constants(made.graph, "product")
     found = {p.out: p for p in (_product(graph, node, shapes) for node in graph.nodes) if p and p.gains and p.fills}
-    rewrite(made, [_written(found[n.output[0]], constants) if n.output[0] in found else n for n in graph.nodes])
+    rewrite(made, [_written(found[n.output[0]], constants, unfold) if n.output[0] in found else n for n in graph.nodes])
     return made
 
 
-def _written(p: Product, constants: Constants) -> NodeProto:
+def _written(p: Product, constants: Constants, unfold: bool) -> NodeProto:
     taps = 1 if p.index is None else p.index.shape[1]
-    weight = constants.name(window_product.grouped(p.weight, taps))
+    if unfold and p.overlaps:
+        weight = constants.name(window_product.unfolded(p.weight.reshape(taps, -1, p.bias.size)))
+    else:
+        weight = constants.name(window_product.grouped(p.weight, taps))
     optional = ["" if v is None else constants.name(v) for v in (p.index, p.slope)]
     inputs = [p.x, weight, constants.name(p.bias), *optional, p.residual]
     while not inputs[-1]:

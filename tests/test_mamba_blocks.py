@@ -33,7 +33,7 @@ def mamba_inputs(taps, channels=5, steps=60, bf16=False):
         return np.stack([make(), make()])
 
     def wide():
-        return bidirectional_mamba.unfolded(normal(outputs, inner).reshape(taps, channels, -1))
+        return window_product.unfolded(normal(outputs, inner).reshape(taps, channels, -1))
 
     made = {
         "x": r.standard_normal((3, channels, steps)),
@@ -46,14 +46,14 @@ def mamba_inputs(taps, channels=5, steps=60, bf16=False):
         "A": -np.abs(normal(2, inner, STATES)),
         "D": normal(2, inner),
         "out": twice(lambda: window_product.grouped(normal(inner, outputs))),
-        "through": bidirectional_mamba.unfolded(normal(outputs, outputs).reshape(taps, channels, -1)),
+        "through": window_product.unfolded(normal(outputs, outputs).reshape(taps, channels, -1)),
         "bias": normal(channels),
     }
     made = {name: v.astype(np.float32) for name, v in made.items()}
     return made | {n: bidirectional_mamba.pairs(made[n]) for n in bidirectional_mamba.PAIRED if bf16}
 
 
-@pytest.mark.parametrize("taps", bidirectional_mamba.TAPS)
+@pytest.mark.parametrize("taps", window_product.TAPS)
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_the_operator_equals_its_reference(name, taps, tmp_path):
     given = mamba_inputs(taps)
@@ -92,12 +92,12 @@ def test_a_row_shorter_than_a_window_is_refused(name, tmp_path):
         RUNTIMES[name](operator("BidirectionalMamba", given, ["y"]), given, tmp_path)
 
 
-@pytest.mark.parametrize("taps", bidirectional_mamba.TAPS)
+@pytest.mark.parametrize("taps", window_product.TAPS)
 def test_a_matrix_for_the_fast_algorithm_can_be_read_back(taps):
     matrix = np.random.default_rng(0).standard_normal((taps, 3, 40))
-    parts = bidirectional_mamba.unfolded(matrix)
+    parts = window_product.unfolded(matrix)
     assert parts.shape == (2, 3 ** int(np.log2(taps)), 3, 32)
-    np.testing.assert_allclose(bidirectional_mamba.folded(parts)[..., :40], matrix, atol=1e-6)
+    np.testing.assert_allclose(window_product.folded(parts)[..., :40], matrix, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

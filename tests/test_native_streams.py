@@ -125,6 +125,42 @@ def test_a_product_of_windows_equals_its_reference(name, behind, tmp_path):
         assert output_snr_db(got, wanted) >= 110
 
 
+SEQUENCES = np.concatenate([start + np.arange(8) + np.arange(9)[:, None] for start in (-7, 3)])
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("taps", window_product.TAPS)
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_product_of_overlapping_windows_equals_its_reference(name, taps, turns, tmp_path):
+    index = np.where((SEQUENCES < 0) | (SEQUENCES > 19), -1, SEQUENCES)[:, :taps]
+    index = np.ascontiguousarray(index.reshape(2, 9, taps).swapaxes(0, 1).reshape(18, taps) if turns else index)
+    assert window_product.rounds(index) < len(index) / 2
+    given = window_inputs("slope", "residual", taps=taps, windows=len(index))
+    matrix = given.pop("weight").transpose(1, 2, 0, 3).reshape(taps, 10, -1)[..., :80]
+    given = {"x": given.pop("x"), "weight": window_product.unfolded(matrix), "index": index, **given}
+    assert given["weight"].shape == (3, 9 if taps == 4 else 27, 10, 32)
+    wanted = window_product.reference(**given)
+    plain = window_product.reference(**given | {"weight": window_product.grouped(matrix.reshape(taps * 10, -1), taps)})
+    np.testing.assert_allclose(wanted, plain, atol=1e-4)
+    (got,) = RUNTIMES[name](window_operator(given), given, tmp_path)
+    assert output_snr_db(got, wanted) >= 110
+
+
+@pytest.mark.parametrize(
+    ("index", "rounds"),
+    [
+        ([[0, 1, 2, 3]], 1),
+        ([[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 9], [4, 5, 9, 7]], 2),  # the fifth window
+        ([[0, 1, 2, 3], [1, 2, 3, 4], [3, 4, 5, 6]], 2),  # two rows on
+        ([[5, -1, -1, -1], [-1, -1, -1, 0]], 1),  # what lies between does not matter
+        ([[0, 1, 2, 3], [0, 1, 2, 3]], 2),
+        ([[0, 1, 2, 3], [9, 8, 7, 6], [1, 2, 3, 4], [8, 7, 6, 5], [2, 3, 4, 0]], 2),  # two sequences in turns
+    ],
+)
+def test_a_round_takes_windows_that_are_one_row_behind_each_other(index, rounds):
+    assert window_product.rounds(np.array(index)) == rounds
+
+
 @pytest.mark.parametrize("row", [-2, 20])
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_row_that_is_not_there_is_refused(name, row, tmp_path):

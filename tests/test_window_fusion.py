@@ -77,6 +77,25 @@ def test_windows_of_a_padded_map_and_what_follows_are_one_operator(name, tmp_pat
     assert output_snr_db(RUNTIMES[name](after, feeds, tmp_path)[0], wanted) >= 110
 
 
+@pytest.mark.parametrize("unfold", [True, False])
+def test_windows_that_overlap_meet_a_matrix_for_the_fast_algorithm(unfold, tmp_path):
+    index = np.arange(5)[:, None] + np.arange(8)
+    before = windows(index, weight=floats(40, 64), wide=np.array([-1, 64]))
+    after = window_fusion.fuse(before, inferred_shapes(before), unfold=unfold)
+    weight = next(c for c in after.graph.initializer if c.name == after.graph.node[0].input[1])
+    assert list(weight.dims) == ([2, 27, 8, 32] if unfold else [1, 8, 8, 64])
+    feeds = {n: floats(*s) for n, s in INPUTS.items()}
+    wanted = onnxruntime.InferenceSession(before.SerializeToString()).run(None, feeds)[0]
+    assert output_snr_db(RUNTIMES["onnxruntime"](after, feeds, tmp_path)[0], wanted) >= 110
+
+
+def test_windows_that_hardly_overlap_do_not():
+    index = 2 * np.arange(5)[:, None] + np.arange(4)
+    after = fused(windows(index, weight=floats(40, 32), wide=np.array([-1, 32])))
+    weight = next(c for c in after.graph.initializer if c.name == after.graph.node[0].input[1])
+    assert list(weight.dims) == [1, 4, 8, 64]
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_convolution_that_is_taken_as_rows_is_a_product_of_windows(name, tmp_path):
     shape = {"x": (1, 2, 6, 5)}

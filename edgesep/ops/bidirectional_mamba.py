@@ -24,41 +24,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgesep.ops import causal_conv, selective_scan
+from edgesep.ops.window_product import folded
 
 DOMAIN, NAME, VERSION = "edgesep", "BidirectionalMamba", 1
 CONVOLUTION, SCAN = ("conv_weight", "conv_bias"), ("states", "steps", "step_bias", "A", "D")
 INPUTS = ("x", "in", *CONVOLUTION, *SCAN, "out", "through", "bias")
-TAPS = (4, 8)
-GROUP = 32  # outputs of the fast algorithm
 PAIRED = ("in", "states", "out", "through")
-
-
-def unfolded(weight: np.ndarray) -> np.ndarray:
-    """``(K, C, N)``, one matrix a tap, as the fast algorithm reads it: ``(G, 3^log2(K), C, 32)``."""
-    parts = _parts(weight.astype(np.float64))
-    filled = np.pad(parts, [(0, 0), (0, 0), (0, -parts.shape[2] % GROUP)])
-    split = filled.reshape(*parts.shape[:2], -1, GROUP)
-    return np.ascontiguousarray(split.transpose(2, 0, 1, 3), np.float32)
-
-
-def _parts(weight: np.ndarray) -> np.ndarray:
-    """What both halves of the taps share first: their sum; then the lower half and the upper one."""
-    if len(weight) == 1:
-        return weight
-    low, high = np.split(weight, 2)
-    return np.concatenate([_parts(low + high), _parts(low), _parts(high)])
-
-
-def folded(parts: np.ndarray) -> np.ndarray:
-    """``unfolded`` taken back: ``(K, C, 32·G)``."""
-    return _taps(parts.transpose(1, 2, 0, 3).reshape(*parts.shape[1:3], -1))
-
-
-def _taps(parts: np.ndarray) -> np.ndarray:
-    if len(parts) == 1:
-        return parts
-    _, low, high = np.split(parts, 3)
-    return np.concatenate([_taps(low), _taps(high)])
 
 
 def pairs(matrix: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         shapes = inferred_shapes(made)  # before: those behind operators of ours cannot be
         made = stream_fusion.fuse(made)
         if precision != "bf16":
-            made = window_fusion.fuse(made, shapes)
+            made = window_fusion.fuse(made, shapes, unfold=precision == "fp32")
     elif getattr(runtime, "FUSES", False):
         made = mamba_fusion.fuse(made, precision == "bf16")
     if native and getattr(runtime, "ROWS", False):

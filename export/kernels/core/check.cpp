@@ -243,11 +243,17 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
   const int64_t group = EDGESEP_WINDOW_GROUP;
   if (!in[2].given || bias.size() != 1 || bias[0] < 1) return "bias has shape " + text(bias) + ", expected (outputs)";
   sizes->outputs = bias[0];
-  if (!in[1].given || weight.size() != 4 || weight[0] != (bias[0] + group - 1) / group || weight[1] < 1 ||
-      weight[2] < 1 || weight[3] != group)
+  sizes->unfolded = 0;
+  sizes->taps = weight.size() == 4 ? weight[1] : 0;
+  const int64_t fast = EDGESEP_UNFOLDED_GROUP;
+  for (int64_t taps : {4, 8})  // whether the weight is that of the fast algorithm
+    if (in[3].given && index.size() == 2 && index[1] == taps && sizes->taps == edgesep_unfolded_parts(taps) &&
+        weight[3] == fast && weight[0] == (bias[0] + fast - 1) / fast && weight[2] > 0)
+      sizes->unfolded = 1, sizes->taps = taps;
+  if (!sizes->unfolded && (!in[1].given || weight.size() != 4 || weight[0] != (bias[0] + group - 1) / group ||
+                           weight[1] < 1 || weight[2] < 1 || weight[3] != group))
     return "weight has shape " + text(weight) + ", expected (" + std::to_string((bias[0] + group - 1) / group) +
            " groups, taps, inputs, 64)";
-  sizes->taps = weight[1];
   sizes->inputs = weight[2];
   int64_t count = 1, added = 1;
   for (int64_t n : x) count *= n;

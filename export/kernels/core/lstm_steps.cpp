@@ -23,6 +23,8 @@ constexpr int kRows = kLanes == 16 ? 6 : 2;  // with four gates each, as many as
 // e^-x of what sigmoid and tanh make of x, held where three of them can be multiplied; beyond that both are flat.
 inline Vec falling(Vec x) { return exp2_within(at_most(at_least(x * -kLog2E, -36.0f), 36.0f)); }
 
+constexpr int64_t kWorth = 16;  // products with a row: rounding the matrix takes as long as some of them
+
 // The matrix in eight bits, with a step for each channel of each gate: value = step * integer.
 struct Rounded {
   int64_t quads;                   // hidden channels, four at a time
@@ -221,7 +223,7 @@ void lstm(const EdgesepLstm* s, int64_t first, int64_t end) {
   std::vector<float> cells;
   std::optional<Rounded> rounded;
   std::optional<HiddenBytes> bytes;
-  if (kIntegerProducts && s->rounded) {
+  if (kIntegerProducts && s->rounded && s->steps * s->sets * s->rows >= kWorth) {
     rounded.emplace(s->recurrent, H);
     bytes.emplace(s->sets, most, H);
   }

@@ -11,7 +11,7 @@
 // rows, hidden): h after each step; last_h, last_c (sets, rows, hidden), may be null. All float, contiguous.
 //
 // With `rounded`, recurrent may be rounded to eight bits, with a step for each channel of each gate, and h, which lies
-// within -1 and 1, to steps of 1/127 in that product alone (an initial_h beyond that is cut off in it): where a processor
+// within -1 and 1, to steps of 1/127 in that product alone (an initial_h beyond is cut off in it): where a processor
 // sums products of bytes, that is four times as fast.
 #pragma once
 #include <stdint.h>

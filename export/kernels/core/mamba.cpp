@@ -48,7 +48,7 @@ class Block {
         windows_(s.length - s.taps + 1),
         piece_(at_a_time(windows_, s.taps)),
         history_((s.conv_taps - 1) * s.inner),
-        parts_size_(edgesep_unfolded_parts(s.taps) * s.channels * piece_ / s.taps),
+        parts_size_(unfolded_size(s.channels, s.taps)),
         x_(floats(s.length * s.channels)),
         squares_(floats(s.length)),
         scale_(floats(windows_)),
@@ -102,9 +102,16 @@ class Block {
       sum = sum / static_cast<float>(s_.taps * s_.channels) + s_.epsilon;
       scale_[static_cast<size_t>(m)] = 1 / std::sqrt(sum);
     }
-    for (int64_t begin = 0, i = 0; begin < windows_; begin += piece_, ++i)
-      unfold(x_.data() + begin * s_.channels, s_.length - begin, s_.channels, s_.taps, piece_ / s_.taps, s_.pairs,
-             parts_.data() + i * parts_size_);
+    const int64_t steps = 2 * s_.taps - 1, blocks = piece_ / s_.taps;
+    const float* rows[(2 * kUnfoldedTaps - 1) * kUnfoldedBlocks];
+    for (int64_t begin = 0, i = 0; begin < windows_; begin += piece_, ++i) {
+      for (int64_t b = 0; b < blocks; ++b)
+        for (int64_t step = 0; step < steps; ++step) {
+          const int64_t at = begin + b * s_.taps + step;
+          rows[b * steps + step] = at < s_.length ? x_.data() + at * s_.channels : zeros_.data();
+        }
+      unfold(rows, s_.channels, s_.taps, blocks, s_.pairs, parts_.data() + i * parts_size_);
+    }
   }
 
   // `pairs`: the weight is in pairs, and x is made so.

@@ -16,13 +16,11 @@
 // float: rows that lie side by side, of which there are half as many then. channels and inner must be even, and the scan
 // is a rough one.
 #pragma once
-#include <stdint.h>
+#include "window_product.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum { EDGESEP_UNFOLDED_GROUP = 32 };
 
 typedef struct {
   const float *x, *in, *conv_weight, *conv_bias, *states, *steps, *step_bias, *A, *D, *out, *through, *bias;
@@ -32,9 +30,6 @@ typedef struct {
   int32_t pairs;
 } EdgesepMamba;
 
-static inline int64_t edgesep_unfolded_parts(int64_t taps) {
-  return taps > 1 ? 3 * edgesep_unfolded_parts(taps / 2) : 1;
-}
 void edgesep_mamba(const EdgesepMamba*, int64_t first_row, int64_t end_row);
 
 #ifdef __cplusplus

@@ -2,6 +2,7 @@
 #include "unfolded_product.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace edgesep {
 namespace EDGESEP_ISA {
@@ -10,19 +11,33 @@ namespace {
 
 constexpr int kWide = 2;  // registers of outputs: with kUnfoldedBlocks, as many sums as there are registers
 
-// Of one channel: step i of block b is x[i * blocks + b]; 2 taps - 1 steps become the parts of `taps` windows.
-float* split_parts(const float* x, int64_t taps, int64_t blocks, int64_t apart, float* parts) {
-  if (taps == 1) {
-    std::copy(x, x + blocks, parts);
-    return parts + apart;
+constexpr int64_t kSide = 16;  // channels side by side
+
+struct Channels {
+  Vec v[kSide / kLanes];
+
+  Channels operator-(const Channels& other) const {
+    Channels made;
+    for (int i = 0; i < kSide / kLanes; ++i) made.v[i] = v[i] - other.v[i];
+    return made;
   }
-  const int64_t half = taps / 2, size = (taps - 1) * blocks;
-  float less[(kUnfoldedTaps - 1) * kUnfoldedBlocks];
-  parts = split_parts(x + half * blocks, half, blocks, apart, parts);
-  for (int64_t i = 0; i < size; ++i) less[i] = x[i] - x[i + half * blocks];
-  parts = split_parts(less, half, blocks, apart, parts);
-  for (int64_t i = 0; i < size; ++i) less[i] = x[i + taps * blocks] - x[i + half * blocks];
-  return split_parts(less, half, blocks, apart, parts);
+};
+
+// 2 taps - 1 steps become the parts of `taps` windows.
+template <int taps>
+inline float* split_parts(const Channels* x, int64_t apart, float* parts) {
+  if constexpr (taps == 1) {
+    std::memcpy(parts, x, sizeof *x);
+    return parts + apart;
+  } else {
+    constexpr int half = taps / 2;
+    Channels less[taps - 1];
+    parts = split_parts<half>(x + half, apart, parts);
+    for (int i = 0; i < taps - 1; ++i) less[i] = x[i] - x[i + half];
+    parts = split_parts<half>(less, apart, parts);
+    for (int i = 0; i < taps - 1; ++i) less[i] = x[i + taps] - x[i + half];
+    return split_parts<half>(less, apart, parts);
+  }
 }
 
 // Outputs of a few blocks of windows, one window of each.
@@ -39,19 +54,18 @@ struct Product {
     Below behind(int64_t windows) const { return {near ? near + windows : near, far ? far + windows : far}; }
   };
 
-  int64_t channels;
+  int64_t channels, side;  // pairs of them
   const float *x, *weight;
 
   __attribute__((always_inline)) void part(Sums<blocks>& sums) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float *const from = x + c * blocks, *const by = weight + c * kUnfoldedGroup;
-      Vec w[kWide];
-      for (int v = 0; v < kWide; ++v) w[v] = load(by + v * kLanes, kLanes);
-      for (int b = 0; b < blocks; ++b)
-        for (int v = 0; v < kWide; ++v) sums[b][v] = Number::add(sums[b][v], w[v], from + b);
-    }
-    x += channels * blocks;
-    weight += channels * kUnfoldedGroup;
+    for (int64_t left = channels; left > 0; left -= side, x += kUnfoldedBlocks * kSide)
+      for (int64_t c = 0; c < std::min(left, side); ++c, weight += kUnfoldedGroup) {
+        const float *const from = x + c, *const by = weight;
+        Vec w[kWide];
+        for (int v = 0; v < kWide; ++v) w[v] = load(by + v * kLanes, kLanes);
+        for (int b = 0; b < blocks; ++b)
+          for (int v = 0; v < kWide; ++v) sums[b][v] = Number::add(sums[b][v], w[v], from + b * kSide);
+      }
   }
 
   static void complete(const Sums<blocks>& sums, const Below& below, Sums<blocks>& y) {
@@ -86,14 +100,14 @@ struct Product {
 };
 
 template <class Number>
-void product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
+void product(const float* parts, int64_t blocks, int64_t channels, int64_t side, int64_t taps, const float* weight,
              int64_t outputs, const float* scale, int64_t windows, float* y) {
   const int64_t group = edgesep_unfolded_parts(taps) * channels * kUnfoldedGroup;
   with_constant<kUnfoldedBlocks>(blocks, [&](auto known) {
     constexpr int kBlocks = decltype(known)::value;
     Sums<kBlocks> sums[kUnfoldedTaps];
     for (int64_t from = 0; from < outputs; from += kWide * kLanes) {
-      Product<Number, kBlocks> made{channels, parts, weight + from / kUnfoldedGroup * group + from % kUnfoldedGroup};
+      Product<Number, kBlocks> made{channels, side, parts, weight + from / kUnfoldedGroup * group + from % kUnfoldedGroup};
       made.meet(taps, {}, sums);
       for (int64_t m = 0; m < windows; ++m) {
         const float factor = scale ? scale[m] : 1;
@@ -108,30 +122,32 @@ void product(const float* parts, int64_t blocks, int64_t channels, int64_t taps,
 
 }  // namespace
 
-void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, bool pairs,
-            float* parts) {
-  float steps[(2 * kUnfoldedTaps - 1) * kUnfoldedBlocks];
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < 2 * taps - 1; ++i)
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t step = b * taps + i;
-        steps[i * blocks + b] = step < length ? x[step * channels + c] : 0;
-      }
-    split_parts(steps, taps, blocks, channels * blocks, parts + c * blocks);
-  }
-  if (!pairs) return;
-  for (int64_t part = 0; part < edgesep_unfolded_parts(taps) * channels / 2; ++part)  // in place: two rows become one
+int64_t unfolded_size(int64_t channels, int64_t taps) {
+  return edgesep_unfolded_parts(taps) * ((channels + kSide - 1) / kSide * kSide) * kUnfoldedBlocks;
+}
+
+void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t blocks, bool pairs, float* parts) {
+  const auto split = taps == 8 ? split_parts<8> : split_parts<4>;
+  const int64_t steps = 2 * taps - 1, apart = unfolded_size(channels, taps) / edgesep_unfolded_parts(taps);
+  Channels x[2 * kUnfoldedTaps - 1];
+  for (int64_t from = 0; from < channels; from += kSide)
     for (int64_t b = 0; b < blocks; ++b) {
-      const float* const both = parts + 2 * part * blocks + b;
-      const float values[] = {both[0], both[blocks]};
-      to_pairs(values, 2, parts + part * blocks + b);
+      for (int64_t i = 0; i < steps; ++i)
+        for (int64_t v = 0; v < kSide; v += kLanes) {
+          const int64_t count = std::min<int64_t>(kLanes, std::max<int64_t>(0, channels - from - v));
+          x[i].v[v / kLanes] = load(rows[b * steps + i] + from + v, count);
+        }
+      float* const to = parts + from * kUnfoldedBlocks + b * kSide;
+      split(x, apart, to);
+      for (int64_t part = 0; pairs && part < edgesep_unfolded_parts(taps); ++part)
+        to_pairs(to + part * apart, kSide, to + part * apart);  // in place: two become one
     }
 }
 
 void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
                       int64_t outputs, const float* scale, int64_t windows, bool pairs, float* y) {
   const auto of = pairs ? product<Pair> : product<Single>;
-  of(parts, blocks, pairs ? channels / 2 : channels, taps, weight, outputs, scale, windows, y);
+  of(parts, blocks, pairs ? channels / 2 : channels, pairs ? kSide / 2 : kSide, taps, weight, outputs, scale, windows, y);
 }
 
 }  // namespace EDGESEP_ISA

@@ -12,7 +12,7 @@
 #pragma once
 #include <cstdint>
 
-#include "mamba.h"
+#include "window_product.h"
 #include "vec.h"
 
 namespace edgesep {
@@ -24,10 +24,10 @@ namespace EDGESEP_ISA {
 constexpr int64_t kUnfoldedBlocks = kRegisters == 32 ? 12 : 6;  // blocks of `taps` windows at a time
 constexpr int64_t kUnfoldedTaps = 8;
 
-// What the sums of W meet, for `blocks` blocks: (parts, channels, blocks). x (length, channels), zero from `length` on.
-// `pairs`: as pairs of bfloat16, of channels that lie side by side; the weight is too.
-void unfold(const float* x, int64_t length, int64_t channels, int64_t taps, int64_t blocks, bool pairs,
-            float* parts);
+// What the sums of W meet, for `blocks` blocks of windows that may lie anywhere: rows (blocks, 2 taps - 1), each of
+// `channels`. `pairs`: as pairs of bfloat16, of channels that lie side by side; the weight is too.
+void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t blocks, bool pairs, float* parts);
+int64_t unfolded_size(int64_t channels, int64_t taps);  // of parts, whatever the blocks
 
 // The first `windows` of the blocks: y (windows, outputs), times scale (windows) unless that is null.
 void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,

@@ -6,6 +6,10 @@
 // x (rows, inputs); index (windows, taps), or null: one tap, row m; weight (groups, taps, inputs, 64): W_k for 64 outputs
 // at a time, zeros behind the last one; bias, slope (outputs); y, residual (windows, outputs). slope and residual may be
 // null. All contiguous.
+//
+// With `unfolded`, weight is (groups, 3^log2(taps), inputs, 32) for the fast algorithm of unfolded_product.h, and taps
+// are 4 or 8: it takes as many windows at a time as there are taps if each is one row behind the one before, fewer if
+// not.
 #pragma once
 #include <stdint.h>
 
@@ -13,18 +17,24 @@
 extern "C" {
 #endif
 
-enum { EDGESEP_WINDOW_GROUP = 64, EDGESEP_WINDOW_BLOCK = 12 };
+enum { EDGESEP_WINDOW_GROUP = 64, EDGESEP_WINDOW_BLOCK = 12, EDGESEP_UNFOLDED_GROUP = 32, EDGESEP_UNFOLDED_SHARES = 2 };
 
 typedef struct {
   const float *x, *weight, *bias, *slope, *residual;
   const int64_t* index;
   float* y;
   int64_t rows, inputs, windows, taps, outputs;
+  int32_t unfolded;
   int32_t pairs;  // x and weight are pairs of bfloat16, of inputs that lie side by side: `inputs` of them
 } EdgesepWindows;
 
-// Rows of work: blocks of windows.
+static inline int64_t edgesep_unfolded_parts(int64_t taps) {
+  return taps > 1 ? 3 * edgesep_unfolded_parts(taps / 2) : 1;
+}
+// Rows of work: blocks of windows; of `unfolded`, shares of them, of one group of outputs after another.
 static inline int64_t edgesep_window_blocks(const EdgesepWindows* s) {
+  if (s->unfolded)
+    return (s->outputs + EDGESEP_UNFOLDED_GROUP - 1) / EDGESEP_UNFOLDED_GROUP * EDGESEP_UNFOLDED_SHARES;
   return (s->windows + EDGESEP_WINDOW_BLOCK - 1) / EDGESEP_WINDOW_BLOCK;
 }
 void edgesep_window_product(const EdgesepWindows*, int64_t first, int64_t end);

@@ -9,10 +9,35 @@
 
 namespace {
 
-using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
+// The sums of taps that unfolded_product.h names, of one entry of W.
+void append_parts(const Doubles& taps, Doubles* to) {
+  if (taps.size() == 1) return to->push_back(taps[0]);
+  const auto middle = taps.begin() + static_cast<std::ptrdiff_t>(taps.size() / 2);
+  const Doubles low(taps.begin(), middle), high(middle, taps.end());
+  Doubles both = low;
+  for (size_t i = 0; i < both.size(); ++i) both[i] += high[i];
+  for (const Doubles& half : {both, low, high}) append_parts(half, to);
+}
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
+}  // namespace
+
+void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64_t outputs, Floats* to) {
+  const int64_t group = EDGESEP_UNFOLDED_GROUP, parts = edgesep_unfolded_parts(taps);
+  for (int64_t from = 0; from < outputs; from += group) {
+    const size_t begin = to->size();
+    to->resize(begin + at(parts * channels * group));
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t n = from; n < std::min(from + group, outputs); ++n) {
+        Doubles entry, sums;
+        for (int64_t k = 0; k < taps; ++k) entry.push_back(matrix[at((k * channels + c) * outputs + n)]);
+        append_parts(entry, &sums);
+        for (int64_t p = 0; p < parts; ++p)
+          (*to)[begin + at((p * channels + c) * group + n - from)] = static_cast<float>(sums[at(p)]);
+      }
+  }
+}
+
+namespace {
 
 constexpr double kPairsDb = 39;  // 8 bits of each factor
 
@@ -40,33 +65,6 @@ void append_grouped(const Floats& matrix, int64_t inputs, int64_t outputs, Float
   for (int64_t from = 0; from < outputs; from += group)
     for (int64_t k = 0; k < inputs; ++k)
       for (int64_t n = from; n < from + group; ++n) to->push_back(n < outputs ? matrix[at(k * outputs + n)] : 0);
-}
-
-// The sums of taps that unfolded_product.h names, of one entry of W.
-void append_parts(const Doubles& taps, Doubles* to) {
-  if (taps.size() == 1) return to->push_back(taps[0]);
-  const auto middle = taps.begin() + static_cast<std::ptrdiff_t>(taps.size() / 2);
-  const Doubles low(taps.begin(), middle), high(middle, taps.end());
-  Doubles both = low;
-  for (size_t i = 0; i < both.size(); ++i) both[i] += high[i];
-  for (const Doubles& half : {both, low, high}) append_parts(half, to);
-}
-
-// (taps, channels, outputs) as unfolded_product.h reads it, appended.
-void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64_t outputs, Floats* to) {
-  const int64_t group = EDGESEP_UNFOLDED_GROUP, parts = edgesep_unfolded_parts(taps);
-  for (int64_t from = 0; from < outputs; from += group) {
-    const size_t begin = to->size();
-    to->resize(begin + at(parts * channels * group));
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t n = from; n < std::min(from + group, outputs); ++n) {
-        Doubles entry, sums;
-        for (int64_t k = 0; k < taps; ++k) entry.push_back(matrix[at((k * channels + c) * outputs + n)]);
-        append_parts(entry, &sums);
-        for (int64_t p = 0; p < parts; ++p)
-          (*to)[begin + at((p * channels + c) * group + n - from)] = static_cast<float>(sums[at(p)]);
-      }
-  }
 }
 
 // Rows of `width` floats as pairs of bfloat16, two rows in one.

@@ -1,5 +1,6 @@
 // Attention over the past, an LSTM's steps and products of windows against their contracts in float64
 // (core/past_attention.h, lstm_steps.h, window_product.h).
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -8,8 +9,6 @@
 #include "testing.h"
 
 namespace {
-
-using Floats = std::vector<float>;
 
 class Drawn {
  public:
@@ -28,8 +27,6 @@ class Drawn {
   std::mt19937 random_{5};
   std::normal_distribution<float> normal_;
 };
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 // hidden: how many of the oldest past frames nobody sees.
 void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, int64_t features, bool bytes,
@@ -197,20 +194,27 @@ void nan_stays_in_its_row(bool rounded) {
     }
 }
 
-void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, int64_t windows, bool behind) {
+// unfolded: most windows are one row behind the one before.
+void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, int64_t windows, bool behind,
+                                 bool unfolded = false) {
   Drawn drawn;
   const int64_t groups = (outputs + EDGESEP_WINDOW_GROUP - 1) / EDGESEP_WINDOW_GROUP, rows = taps > 1 ? 29 : windows;
   const Floats x = drawn.fill(rows * inputs), matrix = drawn.fill(taps * inputs * outputs), bias = drawn.fill(outputs);
   const Floats slope = drawn.fill(outputs), residual = drawn.fill(windows * outputs);
-  Floats weight(at(groups * taps * inputs * EDGESEP_WINDOW_GROUP)), y(at(windows * outputs));
+  Floats weight(at(groups * taps * inputs * EDGESEP_WINDOW_GROUP)), y(at(windows * outputs)), sums;
   for (int64_t k = 0; k < taps * inputs; ++k)
     for (int64_t n = 0; n < outputs; ++n)
       weight[at((n / EDGESEP_WINDOW_GROUP * taps * inputs + k) * EDGESEP_WINDOW_GROUP + n % EDGESEP_WINDOW_GROUP)] =
           matrix[at(k * outputs + n)];
   std::vector<int64_t> index;
-  for (int64_t i = 0; taps > 1 && i < windows * taps; ++i) index.push_back(i * 7 % (rows + 1) - 1);
+  for (int64_t i = 0; taps > 1 && i < windows * taps; ++i) {
+    const int64_t m = i / taps, row = m / 11 * 5 + m % 11 + i % taps - taps + 1;
+    index.push_back(unfolded ? (row < rows ? std::max<int64_t>(row, -1) : -1) : i * 7 % (rows + 1) - 1);
+  }
+  if (unfolded) append_unfolded(matrix, taps, inputs, outputs, &sums);
   EdgesepWindows s{};
-  s.x = x.data(), s.weight = weight.data(), s.bias = bias.data(), s.y = y.data();
+  s.unfolded = unfolded;
+  s.x = x.data(), s.weight = (unfolded ? sums : weight).data(), s.bias = bias.data(), s.y = y.data();
   s.index = index.empty() ? nullptr : index.data();
   if (behind) s.slope = slope.data(), s.residual = residual.data();
   s.rows = rows, s.inputs = inputs, s.windows = windows, s.taps = taps, s.outputs = outputs;
@@ -229,8 +233,8 @@ void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, 
     }
   const double found = snr_db(y, wanted);
   expect(found >= kLimitDb, std::to_string(windows) + " windows of " + std::to_string(taps) + " x " +
-                                std::to_string(inputs) + ", " + std::to_string(outputs) + " outputs: " +
-                                std::to_string(found) + " dB");
+                                std::to_string(inputs) + ", " + std::to_string(outputs) + " outputs" +
+                                (unfolded ? ", unfolded: " : ": ") + std::to_string(found) + " dB");
 }
 
 void misfits_of_streams_are_named() {
@@ -271,6 +275,11 @@ void misfits_of_streams_are_named() {
   named(4, {79}, "slope has shape (79), expected (80)");
   named(5, {6, 80}, "residual has shape (6, 80), expected (7, 80)");
   wrong = windows;
+  wrong[1] = in({3, 9, 6, 32}), wrong[3] = in({7, 4});
+  expect(edgesep::check_windows(wrong, &w).empty() && w.unfolded && w.taps == 4, "sums of taps pass");
+  wrong[3] = in({7, 8});
+  expect(edgesep::check_windows(wrong, &w).find("weight has shape (3, 9, 6, 32)") == 0, "sums of other taps are named");
+  wrong = windows;
   wrong[3] = Input{};
   expect(edgesep::check_windows(wrong, &w).find("index is missing") == 0, "windows of several taps need an index");
 }
@@ -301,7 +310,9 @@ void streams_equal_the_reference() {
       for (int64_t windows : {1, 5, 12, 31}) {
         windows_equal_the_reference(1, 20, outputs, windows, behind);
         windows_equal_the_reference(5, 7, outputs, windows, behind);
+        for (int64_t taps : {4, 8}) windows_equal_the_reference(taps, 7, outputs, windows, behind, true);
       }
+  windows_equal_the_reference(8, 3, 40, 300, true, true);  // several pieces of each share
   gates_far_out_are_flat();
   misfits_of_streams_are_named();
 }
