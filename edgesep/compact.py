@@ -1,8 +1,8 @@
 """Constants that take less room in a file: a runtime folds the operators that make them when it loads it.
 
-Half of a small time-frequency separator is the kernels of its STFT, which a table of one cosine says as well. And in an
-INT8 file, most bytes are what stays in float (weights whose products do, gains, biases), where eight bits or float16
-are enough.
+Half of a small time-frequency separator is the kernels of its STFT, which a table of one cosine says as well. Weights
+for a fast algorithm are sums of others. And in an INT8 file, most bytes are what stays in float (weights whose products
+do, gains, biases), where eight bits or float16 are enough.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgesep.onnx_edit import nodes, replace_nodes, share_initializers, shorten_names
+from edgesep.ops import window_product
 
 LEAST = 128  # elements that are worth an operator, whose entry takes some dozens of bytes
 #: Their scales say what an integer means; and these must be constants before anything is folded.
@@ -27,6 +28,8 @@ WEIGHTS = {
     "LstmSteps": ((1,), (0, 2, 3)),
     "WindowProduct": ((1,), (0, 3)),
 }
+#: Inputs that may be written for the fast algorithm (``window_product.unfolded``).
+UNFOLDED = {"WindowProduct": (1,), "BidirectionalMamba": (1, 10)}
 
 
 def compact(model: onnx.ModelProto, *, narrow: bool = False, in_bodies: bool = True) -> None:
@@ -37,6 +40,7 @@ def compact(model: onnx.ModelProto, *, narrow: bool = False, in_bodies: bool = T
         in_bodies: what bodies of loops read, too.
     """
     tabulate_stft(model)
+    keep_taps(model)
     if narrow:
         narrow_constants(model, in_bodies)
     share_initializers(model)
@@ -114,6 +118,29 @@ def _table(kernel: np.ndarray, axes: tuple[int, int]) -> dict[str, np.ndarray] |
         "window": np.expand_dims(window, along_times),
         "factor": np.expand_dims(factor, along_rows),
     }
+
+
+def keep_taps(model: onnx.ModelProto) -> None:
+    """Of weights for the fast algorithm the file keeps the taps; their sums, 3.4 times as much, are made at load."""
+    graph = model.graph
+    constants = {c.name: c for c in graph.initializer if c.data_type == TensorProto.FLOAT}
+    made: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for name in (node.input[i] for i in UNFOLDED.get(node.op_type, ()) if node.input[i] in constants):
+            value = numpy_helper.to_array(constants[name])
+            if value.shape[-1] != window_product.UNFOLDED_GROUP:
+                continue
+            graph.initializer.remove(constants.pop(name))
+            *groups, parts, channels, outputs = value.shape
+            taps = value[..., window_product.single(parts), :, :].reshape(*groups, -1, channels * outputs)
+            sums = window_product.sums(taps.shape[-2]).astype(np.float32)
+            for part, of in (("sums", sums), ("taps", taps), ("shape", np.array(value.shape))):
+                graph.initializer.append(numpy_helper.from_array(of, f"{name}_{part}"))
+            made.append(
+                helper.make_node("MatMul", [f"{name}_sums", f"{name}_taps"], [f"{name}_flat"], f"{name}/MatMul")
+            )
+            made.append(helper.make_node("Reshape", [f"{name}_flat", f"{name}_shape"], [name], f"{name}/Reshape"))
+    replace_nodes(graph, [*made, *graph.node])
 
 
 def round_weights(model: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool] = lambda _: False) -> None:

@@ -3,11 +3,12 @@
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from onnx import TensorProto, helper
 from test_fused import RUNTIMES
 
-from edgesep import window_fusion
+from edgesep import compact, kernels, window_fusion
 from edgesep.onnx_edit import inferred_shapes
 from edgesep.verify import output_snr_db
 
@@ -138,3 +139,27 @@ def test_few_outputs_stay_a_gemm():
     for value in (before.graph.input[1], before.graph.output[0]):
         value.type.tensor_type.shape.dim[1].dim_value = 20
     assert "WindowProduct" not in kinds(fused(before))
+
+
+def test_the_file_keeps_the_taps_and_the_runtime_adds_them_up_when_it_loads_it(tmp_path):
+    index = np.arange(5)[:, None] + np.arange(8)
+    before = windows(index, weight=floats(40, 64), wide=np.array([-1, 64]))
+    after = fused(before)
+    feeds = {n: floats(*s) for n, s in INPUTS.items()}
+    wanted = RUNTIMES["onnxruntime"](after, feeds, tmp_path)[0]
+    size = after.ByteSize()
+    compact.compact(after)
+    assert after.ByteSize() < size / 2.5
+    assert output_snr_db(RUNTIMES["onnxruntime"](after, feeds, tmp_path)[0], wanted) >= 110
+    assert output_snr_db(RUNTIMES["openvino"](after, feeds, tmp_path)[0], wanted) >= 110
+
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(kernels.library("onnxruntime")))
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(after.SerializeToString(), options)
+    assert kinds(onnx.load(tmp_path / "loaded.onnx")) == ["WindowProduct"]
+    core = openvino.Core()
+    core.add_extension(str(kernels.library("openvino")))
+    onnx.save(after, tmp_path / "model.onnx")
+    loaded = core.compile_model(tmp_path / "model.onnx", "CPU").get_runtime_model().get_ops()
+    assert not {"FullyConnected", "MatMul"} & {op.get_rt_info()["layerType"] for op in loaded}

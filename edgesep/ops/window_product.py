@@ -30,32 +30,33 @@ def grouped(weight: np.ndarray, taps: int = 1) -> np.ndarray:
     return np.ascontiguousarray(filled.reshape(taps, rows // taps, -1, GROUP).transpose(2, 0, 1, 3))
 
 
+def sums(taps: int) -> np.ndarray:
+    """``(3^log2(K), K)``: which taps the fast algorithm adds up.
+
+    Both halves of the taps, the lower one and the upper one, and so again for each half.
+    """
+    halves = np.array([[1, 1], [1, 0], [0, 1]])
+    return np.ones((1, 1)) if taps == 1 else np.kron(halves, sums(taps // 2))
+
+
 def unfolded(weight: np.ndarray) -> np.ndarray:
     """``(K, C, N)``, one matrix a tap, as the fast algorithm reads it: ``(G, 3^log2(K), C, 32)``."""
-    parts = _parts(weight.astype(np.float64))
+    parts = np.tensordot(sums(len(weight)), weight.astype(np.float64), 1)
     filled = np.pad(parts, [(0, 0), (0, 0), (0, -parts.shape[2] % UNFOLDED_GROUP)])
     split = filled.reshape(*parts.shape[:2], -1, UNFOLDED_GROUP)
     return np.ascontiguousarray(split.transpose(2, 0, 1, 3), np.float32)
 
 
-def _parts(weight: np.ndarray) -> np.ndarray:
-    """What both halves of the taps share first: their sum; then the lower half and the upper one."""
-    if len(weight) == 1:
-        return weight
-    low, high = np.split(weight, 2)
-    return np.concatenate([_parts(low + high), _parts(low), _parts(high)])
+def single(parts: int) -> np.ndarray:
+    """Which of the sums are one tap, in their order."""
+    made = sums(2 ** round(np.log(parts) / np.log(3)))
+    return np.array([np.flatnonzero((made == row).all(1))[0] for row in np.eye(made.shape[1])])
 
 
 def folded(parts: np.ndarray) -> np.ndarray:
     """``unfolded`` taken back: ``(K, C, 32·G)``."""
-    return _taps(parts.transpose(1, 2, 0, 3).reshape(*parts.shape[1:3], -1))
-
-
-def _taps(parts: np.ndarray) -> np.ndarray:
-    if len(parts) == 1:
-        return parts
-    _, low, high = np.split(parts, 3)
-    return np.concatenate([_taps(low), _taps(high)])
+    taps = parts[:, single(parts.shape[1])]
+    return np.asarray(taps.transpose(1, 2, 0, 3).reshape(*taps.shape[1:3], -1))
 
 
 def rounds(index: np.ndarray) -> int:
