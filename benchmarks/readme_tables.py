@@ -26,6 +26,11 @@ def demo() -> str:
     return f"{markdown_table(found)}\n\nMeasured on {env['cpu']}, {env['cores']} cores ({', '.join(env['isa'])})."
 
 
+def overlapping() -> str:
+    """The results of ``edgesep demo --separator Overlapping``."""
+    return markdown_table(rows("overlapping"))
+
+
 def runtimes() -> str:
     """The newest run of each separator, length and thread count."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -312,7 +317,7 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, peers, lengths, compression, scan, streaming, long_files, papers, demos):
+    for make in (demo, runtimes, peers, lengths, compression, scan, overlapping, streaming, long_files, papers, demos):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

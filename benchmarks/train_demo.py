@@ -2,6 +2,7 @@
 
     python benchmarks/train_demo.py --separator TDANet
     python benchmarks/train_demo.py --separator TDANet --steps 500 --run runs/try     # a quick look
+    python benchmarks/train_demo.py --separator SPMambaOverlapping --start edgesep/demo/spmamba.pth
 
 Everything goes to the run's folder: the speech, the state (the same command continues an interrupted run), the best
 checkpoint ``demo.pth`` in the authors' format and ``curve.png`` with loss and SI-SNRi. Sizes and settings stand in
@@ -27,6 +28,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib
 import numpy as np
@@ -162,6 +164,16 @@ def front_end_of(run: Path, config: dict[str, int], voices: Callable[[int], Tens
     return mouths
 
 
+def overlapping(start: separators.Separator, config: dict[str, int], module_of: ModuleType) -> separators.Separator:
+    """A separator whose windows overlap, from one whose windows do not: a bin is the sum of more of them."""
+    made: separators.Separator = module_of.create(config, start.sample_rate_hz)
+    more = start.config["emb_hs"] / config["emb_hs"]
+    state = start.module.state_dict()
+    summed = [name for name in state if name.endswith(("intra_linear.weight", "inter_linear.weight"))]
+    made.module.load_state_dict(state | {name: state[name] / more for name in summed})
+    return made
+
+
 def draw(curve: tuple[tuple[int, float, float], ...], title: str, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -206,6 +218,8 @@ def main() -> None:
     module_of = next(m for m in separators.separator_modules() if kind in m.NAMES)
     if args.start:
         separator = load_separator(args.start)
+        if separator.config.get("emb_hs") != demo["config"].get("emb_hs"):
+            separator = overlapping(separator, demo["config"], module_of)
         if args.iterations:  # iterations share their weights, so any number fits
             separator.config["num_blocks"] = separator.module.sm.iterations = args.iterations
     else:
