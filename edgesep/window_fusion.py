@@ -58,7 +58,7 @@ class Product:
         if self.index is None or self.index.shape[1] not in window_product.TAPS:
             return False
         windows, taps = self.index.shape
-        products = window_product.rounds(self.index) * 3 ** int(np.log2(taps))
+        products = window_product.rounds(self.index) * len(window_product.sums(taps))
         return products <= WORTH * windows * taps
 
 

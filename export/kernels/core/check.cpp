@@ -22,6 +22,13 @@ std::string text(const std::vector<int64_t>& dims) {
   return out + ")";
 }
 
+// Windows' taps of so many sums for the fast algorithm (unfolded_product.h), 0 if there are none.
+int64_t taps_of_parts(int64_t parts) {
+  for (int64_t taps : {4, 8})
+    if (parts == edgesep_unfolded_parts(taps)) return taps;
+  return 0;
+}
+
 // The first input that is missing or differs from what the first ones determine.
 std::string first_misfit(const std::vector<Input>& inputs, const char* const* names, int required,
                          const std::vector<std::vector<int64_t>>& wanted) {
@@ -243,13 +250,11 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
   const int64_t group = EDGESEP_WINDOW_GROUP;
   if (!in[2].given || bias.size() != 1 || bias[0] < 1) return "bias has shape " + text(bias) + ", expected (outputs)";
   sizes->outputs = bias[0];
-  sizes->unfolded = 0;
   sizes->taps = weight.size() == 4 ? weight[1] : 0;
-  const int64_t fast = EDGESEP_UNFOLDED_GROUP;
-  for (int64_t taps : {4, 8})  // whether the weight is that of the fast algorithm
-    if (in[3].given && index.size() == 2 && index[1] == taps && sizes->taps == edgesep_unfolded_parts(taps) &&
-        weight[3] == fast && weight[0] == (bias[0] + fast - 1) / fast && weight[2] > 0)
-      sizes->unfolded = 1, sizes->taps = taps;
+  const int64_t fast = EDGESEP_UNFOLDED_GROUP, taps = taps_of_parts(sizes->taps);
+  sizes->unfolded = taps && in[3].given && index.size() == 2 && index[1] == taps && weight[3] == fast &&
+                    weight[0] == (bias[0] + fast - 1) / fast && weight[2] > 0;
+  if (sizes->unfolded) sizes->taps = taps;
   if (!sizes->unfolded && (!in[1].given || weight.size() != 4 || weight[0] != (bias[0] + group - 1) / group ||
                            weight[1] < 1 || weight[2] < 1 || weight[3] != group))
     return "weight has shape " + text(weight) + ", expected (" + std::to_string((bias[0] + group - 1) / group) +
@@ -279,9 +284,7 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
     return "x has shape " + text(x) + ", expected (rows, channels, length)";
   const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };
   sizes->rows = x[0], sizes->channels = x[1], sizes->length = x[2];
-  sizes->taps = 0;
-  for (int64_t taps : {4, 8})
-    if (wide.size() == 6 && wide[3] == edgesep_unfolded_parts(taps)) sizes->taps = taps;
+  sizes->taps = wide.size() == 6 ? taps_of_parts(wide[3]) : 0;
   if (!sizes->taps) return "in has shape " + text(wide) + ", expected (2, 2, groups, 9 or 27, channels, 32)";
   if (x[2] < sizes->taps)
     return "x has shape " + text(x) + ", expected " + std::to_string(sizes->taps) + " steps or more";

@@ -94,6 +94,7 @@ struct Step {
     before += rows * hidden;
     cell += rows * hidden;
     after += rows * hidden;
+    if (!rounded) return;
     bytes_before += rows * Rounded::size(hidden);
     bytes_after += rows * Rounded::size(hidden);
   }
