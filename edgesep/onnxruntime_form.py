@@ -7,6 +7,7 @@ from onnx import helper, numpy_helper
 
 from edgesep import integer_states
 from edgesep.compact import compact
+from edgesep.early_rounding import round_first
 from edgesep.onnx_edit import drop_dead, import_domains, inferred_shapes, replace_nodes
 from edgesep.units import Graph
 
@@ -24,7 +25,7 @@ def for_onnxruntime(serialized: bytes, *, narrow: bool = False) -> bytes:
     _row_gathers(model.graph, ranks)  # first: types of ONNX Runtime's own operators cannot be inferred
     _rms_norms(model.graph, {c.name: c for c in model.graph.initializer})
     integer_states.hold_in_integers(model)
-    _round_first(model.graph)
+    round_first(model.graph)
     _integer_products(model)
     compact(model, narrow=narrow)
     return bytes(model.SerializeToString())
@@ -83,30 +84,6 @@ def _rms_norms(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -
         node.op_type, node.input[0] = "SimplifiedLayerNormalization", x
         node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
     drop_dead(graph)
-
-
-def _round_first(written: onnx.GraphProto) -> None:
-    """Values are rounded before they are gathered into windows, not as often as they are read; bit for bit the same."""
-    graph, constants = Graph(written), {c.name: tuple(c.dims) for c in written.initializer}
-    early: dict[int, onnx.NodeProto] = {}  # what stands in front of a node
-    late: set[int] = set()
-    for node in graph.nodes:
-        if node.op_type != "QuantizeLinear" or any(constants.get(name) != () for name in node.input[1:]):
-            continue  # a step of its own for each channel, or one that is made in the graph
-        moves: list[onnx.NodeProto] = []
-        name, *step = node.input
-        while len(graph.readers[name]) == 1 and name not in graph.outputs and name in graph.producer:
-            if graph.producer[name].op_type not in ("Gather", "Reshape"):
-                break
-            moves.insert(0, graph.producer[name])
-            name = moves[0].input[0]
-        if any(n.op_type == "Gather" for n in moves):
-            late.add(id(node))
-            rounded = f"{node.output[0]}_early"
-            early[id(moves[0])] = helper.make_node("QuantizeLinear", [name, *step], [rounded], rounded)
-            moves[0].input[0], moves[-1].output[0] = rounded, node.output[0]
-    made = [n for node in graph.nodes for n in (early.get(id(node)), node) if n is not None and id(n) not in late]
-    replace_nodes(written, made)
 
 
 def _integer_products(model: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from edgesep.compact import compact
+from edgesep.early_rounding import round_first
 from edgesep.integer_states import hold_in_integers
 
 
@@ -16,6 +17,7 @@ def for_openvino(serialized: bytes, *, narrow: bool = False) -> bytes:
     """
     model = onnx.load_from_string(serialized)
     hold_in_integers(model)
+    round_first(model.graph)
     # It finds constants of the graph around a body, but nothing that is made there.
     compact(model, narrow=narrow, in_bodies=False)
     return bytes(model.SerializeToString())

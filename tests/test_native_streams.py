@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from test_fused import RUNTIMES
 from test_streaming import STREAM, SYNTHESIS, played
 
-from edgesep import Stream, load_separator, onnxruntime_form, open_bundle
+from edgesep import Stream, load_separator, onnxruntime_form, open_bundle, openvino_form
 from edgesep.audit import executed
 from edgesep.line import deploy
 from edgesep.ops import lstm_steps, onnx_forms, past_attention, window_product
@@ -329,14 +329,16 @@ def test_most_of_a_native_stream_is_in_int8_also_where_the_runtime_has_no_such_l
     assert min(shares) > 0.5  # attention and what LSTMs remember are summed in float
 
 
-def windows(scale=0.02, more=()):
-    """A graph that gathers windows and rounds them; ``more`` are further outputs."""
-    values = {"index": np.array([0, 1, 2, 1, 2, 3]), "shape": np.array([2, 3, 5])}
+def windows(scale=0.02, more=(), pad=0.0):
+    """A graph that gathers windows of a padded map and rounds them; ``more`` are further outputs."""
+    values = {"index": np.array([0, 1, 2, 1, 2, 3, 3, 4, 5]), "shape": np.array([3, 3, 5])}
     values |= {"scale": np.float32(scale), "zero": np.full(np.shape(scale), 131, np.uint8)}
+    values |= {"pads": np.array([1, 0, 1, 0]), "pad": np.float32(pad)}
     per_channel = {"axis": 2} if np.ndim(scale) else {}
     made = helper.make_node
     nodes = [
-        made("Gather", ["x", "index"], ["windows"], axis=0),
+        made("Pad", ["x", "pads", "pad"], ["padded"]),
+        made("Gather", ["padded", "index"], ["windows"], axis=0),
         made("Reshape", ["windows", "shape"], ["apart"]),
         made("QuantizeLinear", ["apart", "scale", "zero"], ["rounded"], **per_channel),
         made("DequantizeLinear", ["rounded", "scale", "zero"], ["y"], **per_channel),
@@ -345,26 +347,37 @@ def windows(scale=0.02, more=()):
         nodes,
         "windows",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 5])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 5]) for name in ("y", *more)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 3, 5]) for name in ("y", *more)],
         [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
-def as_onnxruntime_runs_it(model):
-    return onnx.load_from_string(onnxruntime_form.for_onnxruntime(model.SerializeToString()))
+FORMS = {"onnxruntime": onnxruntime_form.for_onnxruntime, "openvino": openvino_form.for_openvino}
 
 
-def test_values_rounded_before_they_are_gathered_are_the_same():
-    model, early = windows(), as_onnxruntime_runs_it(windows())
+def as_it_runs(model, name):
+    return onnx.load_from_string(FORMS[name](model.SerializeToString()))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_values_rounded_before_they_are_gathered_are_the_same(name, tmp_path):
+    model, early = windows(), as_it_runs(windows(), name)
     onnx.checker.check_model(early)
-    assert [n.op_type for n in early.graph.node] == ["QuantizeLinear", "Gather", "Reshape", "DequantizeLinear"]
-    x = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
-    before, after = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (model, early))
+    assert [n.op_type for n in early.graph.node] == ["QuantizeLinear", "Pad", "Gather", "Reshape", "DequantizeLinear"]
+    given = {"x": np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)}
+    before, after = (RUNTIMES[name](m, given, tmp_path)[0] for m in (model, early))
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_values_that_are_padded_with_others_are_rounded_behind_that(name):
+    kinds = [n.op_type for n in as_it_runs(windows(pad=0.5), name).graph.node]
+    assert kinds == ["Pad", "QuantizeLinear", "Gather", "Reshape", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("given", [{"scale": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"more": ["apart"]}], ids=str)
-def test_values_that_others_read_or_that_are_rounded_by_channel_are_rounded_where_they_were(given):
-    kinds = [n.op_type for n in as_onnxruntime_runs_it(windows(**given)).graph.node]
-    assert kinds == ["Gather", "Reshape", "QuantizeLinear", "DequantizeLinear"]
+def test_values_that_others_read_or_that_are_rounded_by_channel_are_rounded_where_they_were(given, name):
+    kinds = [n.op_type for n in as_it_runs(windows(**given), name).graph.node]
+    assert kinds == ["Pad", "Gather", "Reshape", "QuantizeLinear", "DequantizeLinear"]
