@@ -12,7 +12,7 @@ The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces
 * paced: a minute at the pace of audio on an idle machine, and one beside a second process that keeps a core busy.
 * window: one call of the stream against the plain way, the offline graph run again over the last second for every hop.
 * published: TFACM at its published size (8 kHz, 8 ms window, hop 1 ms, random weights), 8 hops per call, with portable
-  and with native operators.
+  and with native operators; rounds while the cores shared a cache and others apart (``cores``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from builds import built
+from cores import near
 from paper_tables import PUBLISHED
 from recorded import record
 
@@ -48,7 +49,7 @@ CALIBRATION = TEST.parent / "calibration"
 RUNTIMES = ("onnxruntime", "openvino")
 PUBLISHED_BUILDS = (*itertools.product(RUNTIMES, ("fp32", "int8"), (False, True)), ("openvino", "bf16", True))
 
-ROUNDS = 3  # of all builds in turn: the host has minutes in which two threads hinder each other
+ROUNDS = 9  # of all builds in turn, of a second each
 
 
 def minute(test: MixtureSet, rate: int) -> list[np.ndarray]:
@@ -187,7 +188,9 @@ def published(hops: int) -> Iterator[dict[str, Any]]:
         times: dict[tuple[Any, int], list[dict[str, Any]]] = {}
         for _ in range(ROUNDS):
             for (build, (artifact, facts)), threads in itertools.product(builds.items(), (1, 2)):
-                row = bench.row(replace(artifact, threads=threads), facts, 3.0)
+                before = near()
+                row = bench.row(replace(artifact, threads=threads), facts, 1.0)
+                row["near"] = before if before == near() else None  # they were moved in between
                 times.setdefault((build, threads), []).append(row)
         for build, (artifact, facts) in builds.items():
             kind, precision, native = build
@@ -206,7 +209,17 @@ def published(hops: int) -> Iterator[dict[str, Any]]:
                     **{k: found[ROUNDS // 2][k] for k in ("p50_ms", "p99_ms", "rtf", "peak_rss_mb")},
                     "rtf_low": fast["rtf"],
                     "rtf_high": slow["rtf"],
+                    "rtf_near": median_rtf(found, True),
+                    "rtf_far": median_rtf(found, False),
+                    "rounds_near": sum(r["near"] is True for r in found),
+                    "rounds": ROUNDS,
                 }
+
+
+def median_rtf(found: list[dict[str, Any]], where: bool) -> float | None:
+    """Of the rounds in which the cores shared a cache, or of those in which they did not."""
+    rtfs = [r["rtf"] for r in found if r["near"] is where]
+    return round(float(np.median(rtfs)), 5) if rtfs else None
 
 
 def main() -> None:

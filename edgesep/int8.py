@@ -237,7 +237,7 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, np.ndarray]) -> int:
     if node.op_type in LSTMS:  # every row of every step: both weight matrices
         return int(np.prod(first[:2]) * (np.prod(second[1:]) + np.prod(shapes[node.input[2]][1:])))
     if node.op_type == "LstmSteps":  # every row of every step, held ones too
-        return int(np.prod(shapes[node.output[0]]) * 4 * second[1])
+        return int(np.prod(shapes[node.output[0]]) * 4 * shapes[node.output[0]][-1])
     if node.op_type == "SelectiveScan":  # two for each element of the state and step
         return int(2 * np.prod(first) * shapes[node.input[2]][1])
     if node.op_type == "CausalConv1dSilu":

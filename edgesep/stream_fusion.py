@@ -51,7 +51,9 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
         attention = found.get(node.output[0])
         nodes += [node] if attention is None else _attended(graph, attention, constants)
         if node.op_type == lstm_steps.NAME and _in_integers(graph, node.input[0]):
-            node.attribute.append(helper.make_attribute("rounded", 1))
+            recurrent, scale = lstm_steps.in_bytes(graph.constants[node.input[1]])
+            given = [*node.input[:1], constants.name(recurrent), *node.input[2:], ""][:5]
+            node.input[:] = [*given, constants.name(scale)]
     rewrite(made, nodes)
     return made
 

@@ -10,8 +10,9 @@ it is; without it one set reads one frame after another.
     c = sigmoid(g_f) c + sigmoid(g_i) tanh(g_c)
     h = sigmoid(g_o) tanh(c)
 
-With the attribute ``rounded`` the product may be one of bytes, of a matrix rounded with a step for each channel of each
-gate and an h rounded to steps of 1/127: where the processor has such products, four times as fast.
+The matrix may be in eight bits (``in_bytes``): ``recurrent (G, ceil(H/4), 4, 64)`` int8, four of its rows side by side
+for each of 16 channels, and ``scale (G, 4, 16)``. Then h may be rounded to steps of 1/127 in its product: where the
+processor has products of bytes, four times as fast.
 
 Gives ``y (L, 1, S·R, H)``, h after every step, and the last h and c, as ONNX's LSTM does.
 """
@@ -31,15 +32,35 @@ def grouped(recurrent: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(filled.reshape(hidden, 4, -1, GROUP).transpose(2, 0, 1, 3))
 
 
+def in_bytes(recurrent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A grouped matrix in eight bits, and its scale: one for each channel of each gate."""
+    groups, hidden, gates, size = recurrent.shape
+    largest = np.abs(recurrent).max(1)
+    scale = (np.where(largest > 1e-30, largest, 1) / 127).astype(np.float32)
+    integers = np.rint(recurrent / scale[:, None]).astype(np.int8)
+    filled = np.pad(integers, [(0, 0), (0, -hidden % 4), (0, 0), (0, 0)])
+    quads = filled.reshape(groups, -1, 4, gates, size).transpose(0, 1, 3, 4, 2)
+    return np.ascontiguousarray(quads.reshape(groups, -1, gates, 4 * size)), scale
+
+
+def from_bytes(integers: np.ndarray, scale: np.ndarray, hidden: int) -> np.ndarray:
+    """``in_bytes`` taken back, but for its rounding."""
+    groups, quads, gates, wide = integers.shape
+    apart = integers.reshape(groups, quads, gates, wide // 4, 4).transpose(0, 1, 4, 2, 3)
+    return np.asarray(apart.reshape(groups, 4 * quads, gates, wide // 4)[:, :hidden] * scale[:, None])
+
+
 def reference(
     gates: np.ndarray,
     recurrent: np.ndarray,
     initial_h: np.ndarray,
     initial_c: np.ndarray,
     order: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The steps in float64, as they are without rounding."""
-    hidden = recurrent.shape[1]
+    """The steps in float64; h is not rounded."""
+    hidden = initial_h.shape[-1]
+    recurrent = recurrent if scale is None else from_bytes(recurrent, scale, hidden)
     matrix = recurrent.transpose(1, 2, 0, 3).reshape(hidden, 4, -1)[..., :hidden].reshape(hidden, -1).astype(np.float64)
     sets = 1 if order is None else order.shape[1]
     h, c = (v.astype(np.float64).reshape(sets, -1, hidden) for v in (initial_h, initial_c))

@@ -15,7 +15,7 @@ INPUTS = ("gates", "recurrent", "initial_h", "initial_c")
 
 
 def schema() -> onnx.defs.OpSchema:
-    """The operator's schema; float32, and int64 for the order."""
+    """The operator's schema; float32, int64 for the order, and perhaps int8 for the matrix."""
     kind = onnx.defs.OpSchema
     option = kind.FormalParameterOption
     made = kind(
@@ -24,14 +24,19 @@ def schema() -> onnx.defs.OpSchema:
         contract.VERSION,
         contract.__doc__ or "",
         inputs=[
-            *(kind.FormalParameter(name, "T") for name in INPUTS),
+            *(kind.FormalParameter(name, "M" if name == "recurrent" else "T") for name in INPUTS),
             kind.FormalParameter("order", "I", param_option=option.Optional),
+            kind.FormalParameter("scale", "T", param_option=option.Optional),
         ],
         outputs=[
             kind.FormalParameter("y", "T"),
             *(kind.FormalParameter(name, "T", param_option=option.Optional) for name in ("last_h", "last_c")),
         ],
-        type_constraints=[("T", ["tensor(float)"], "float32"), ("I", ["tensor(int64)"], "int64")],
+        type_constraints=[
+            ("T", ["tensor(float)"], "float32"),
+            ("M", ["tensor(float)", "tensor(int8)"], "float32, or int8 with a scale"),
+            ("I", ["tensor(int64)"], "int64"),
+        ],
     )
     made.set_type_and_shape_inference_function(infer)
     return made
@@ -46,8 +51,8 @@ def infer(context: Any) -> None:
     y.tensor_type.elem_type = onnx.TensorProto.FLOAT
     if state.tensor_type.HasField("shape"):
         steps = y.tensor_type.shape.dim.add()
-        if context.get_num_inputs() > len(INPUTS):
-            order = context.get_input_type(len(INPUTS)).tensor_type
+        if context.get_num_inputs() > len(INPUTS) and (given := context.get_input_type(len(INPUTS))):
+            order = given.tensor_type
             if order.HasField("shape"):
                 steps.CopyFrom(order.shape.dim[0])
         y.tensor_type.shape.dim.extend(state.tensor_type.shape.dim)

@@ -11,7 +11,7 @@ from edgesep.ops.lstm_steps import NAME as NAME
 
 
 def function(node: NodeProto, name: str, shapes: dict[str, tuple[int, ...]], chunked: bool) -> Any:
-    """A function with the meaning of this very node; its recurrent weight must be a constant."""
+    """A function with the meaning of this very node; its recurrent weight must be a constant in float."""
     del chunked
     groups, hidden, gates, size = shapes[node.input[1]]
     ordered = len(node.input) > 4

@@ -32,7 +32,7 @@ SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,), "patter
 STREAM_SETTINGS = {"pattern": True}  # of one shape for ever, and in a hurry
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
-IN_FLOAT = ("PastAttention",)  # whatever it reads
+IN_FLOAT = ("PastAttention", "LstmSteps")  # or in integers, as the processor has it: no profile tells
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 

@@ -9,7 +9,8 @@ const char* const kNormNames[kNormInputs] = {"x",    "weight", "bias",    "gamma
 const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",   "weight",
                                                  "x_stats", "x_bias", "x_gamma", "x_beta"};
 const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
-const char* const kLstmNames[kLstmInputs] = {"gates", "recurrent", "initial_h", "initial_c", "order"};
+const char* const kLstmNames[kLstmInputs] = {"gates",     "recurrent", "initial_h",
+                                              "initial_c", "order",     "scale"};
 const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual"};
 const char* const kMambaNames[kMambaInputs] = {"x",     "in",        "conv_weight", "conv_bias", "states",  "steps",
                                                "step_bias", "A", "D", "out", "through", "bias"};
@@ -214,14 +215,17 @@ std::string check_attention(const std::vector<Input>& in, EdgesepAttention* size
 }
 
 std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
-  if (in.size() != kLstmInputs) return "LstmSteps takes 4 or 5 inputs, got " + std::to_string(in.size());
+  if (in.size() != kLstmInputs) return "LstmSteps takes 4 to 6 inputs, got " + std::to_string(in.size());
   const std::vector<int64_t>&gates = in[0].dims, &recurrent = in[1].dims, &state = in[2].dims, &order = in[4].dims;
   if (!in[0].given) return "gates is missing";
-  const int64_t group = EDGESEP_LSTM_GROUP;
-  if (!in[1].given || recurrent.size() != 4 || recurrent[1] < 1 || recurrent[0] != (recurrent[1] + group - 1) / group ||
-      recurrent[2] != 4 || recurrent[3] != group)
-    return "recurrent has shape " + text(recurrent) + ", expected (groups, hidden, 4, 16)";
-  sizes->hidden = recurrent[1];
+  const bool bytes = in[kLstmScale].given;
+  sizes->hidden = state.empty() ? 0 : state.back();
+  const int64_t groups = (sizes->hidden + EDGESEP_LSTM_GROUP - 1) / EDGESEP_LSTM_GROUP;
+  const int64_t inputs = bytes ? (sizes->hidden + 3) / 4 : sizes->hidden;
+  const std::vector<int64_t> matrix = {groups, inputs, 4, EDGESEP_LSTM_GROUP * (bytes ? 4 : 1)};
+  if (!in[1].given || sizes->hidden < 1 || recurrent != matrix)
+    return "recurrent has shape " + text(recurrent) + ", expected " + text(matrix) + " for " +
+           std::to_string(sizes->hidden) + " hidden" + (bytes ? " in eight bits" : "");
   sizes->sets = 1;
   if (in[4].given) {
     if (order.size() != 2 || order[0] < 1 || order[1] < 1)
@@ -241,7 +245,7 @@ std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
   sizes->frames = count / frame;
   sizes->steps = in[4].given ? order[0] : sizes->frames;
   const std::vector<int64_t> states = {1, state[1], sizes->hidden};
-  return first_misfit(in, kLstmNames, kLstmRequired, {gates, recurrent, states, states, order});
+  return first_misfit(in, kLstmNames, kLstmRequired, {gates, recurrent, states, states, order, {groups, 4, EDGESEP_LSTM_GROUP}});
 }
 
 std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {

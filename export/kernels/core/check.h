@@ -45,7 +45,7 @@ constexpr int kAttentionInputs = 6;
 extern const char* const kAttentionNames[kAttentionInputs];
 
 // gates, recurrent, initial_h, initial_c, order
-constexpr int kLstmInputs = 5, kLstmRequired = 4, kLstmOrder = 4;
+constexpr int kLstmInputs = 6, kLstmRequired = 4, kLstmRecurrent = 1, kLstmOrder = 4, kLstmScale = 5;
 extern const char* const kLstmNames[kLstmInputs];
 
 // x, weight, bias, index, slope, residual

@@ -10,9 +10,10 @@
 // where it stays as it is; null for one frame after another. initial_h, initial_c (sets, rows, hidden). y (steps, sets,
 // rows, hidden): h after each step; last_h, last_c (sets, rows, hidden), may be null. All float, contiguous.
 //
-// With `rounded`, recurrent may be rounded to eight bits, with a step for each channel of each gate, and h, which lies
-// within -1 and 1, to steps of 1/127 in that product alone (an initial_h beyond is cut off in it): where a processor
-// sums products of bytes, that is four times as fast.
+// The matrix may be in eight bits instead, with a scale for each channel of each gate: bytes (groups, hidden / 4 rounded
+// up, 4, 16, 4) hold four hidden inputs side by side, zeros behind the last one; scale (groups, 4, 16). Then, where a
+// processor sums products of bytes, h, which lies within -1 and 1, is rounded to steps of 1/127 in that product alone (an
+// initial_h beyond is cut off in it): that is four times as fast.
 #pragma once
 #include <stdint.h>
 
@@ -24,10 +25,11 @@ enum { EDGESEP_LSTM_GROUP = 16 };
 
 typedef struct {
   const float *gates, *recurrent, *initial_h, *initial_c;
+  const int8_t* bytes;  // instead of recurrent
+  const float* scale;   // of bytes
   const int64_t* order;
   float *y, *last_h, *last_c;
   int64_t frames, steps, sets, rows, hidden;
-  int32_t rounded;
 } EdgesepLstm;
 
 // A block is a few rows of every set, through all steps: sets that are held in turn cost every thread the same.

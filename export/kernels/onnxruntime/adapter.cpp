@@ -331,20 +331,26 @@ struct Lstm {
   static constexpr const char* kName = "LstmSteps";
   static constexpr size_t kInputs = edgesep::kLstmInputs, kRequired = edgesep::kLstmRequired, kOutputs = 3;
   static constexpr bool kKeepsShape = false;
-  static constexpr int type(size_t i) { return i == edgesep::kLstmOrder ? kOrtInt64 : kOrtFloat; }
+  static constexpr int type(size_t i) {
+    return i == edgesep::kLstmOrder ? kOrtInt64 : i == edgesep::kLstmRecurrent ? kOrtAnyType : kOrtFloat;
+  }
 
   const OrtApi* api;
-  bool rounded;
 
-  Lstm(const OrtApi* table, const OrtKernelInfo* info)
-      : api(table), rounded(attribute(table, info, "rounded") != 0) {}
+  Lstm(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
     EdgesepLstm lstm{};
-    lstm.rounded = rounded;
     require(api, kName, edgesep::check_lstm(shapes_of(in), &lstm));
-    lstm.gates = in[0].data, lstm.recurrent = in[1].data, lstm.initial_h = in[2].data, lstm.initial_c = in[3].data;
+    lstm.gates = in[0].data, lstm.initial_h = in[2].data, lstm.initial_c = in[3].data;
+    lstm.scale = in[edgesep::kLstmScale].data;
+    if (in[1].type != (lstm.scale ? kOrtInt8 : kOrtFloat))
+      require(api, kName, "recurrent is int8 where it has a scale, else float");
+    if (lstm.scale)
+      lstm.bytes = reinterpret_cast<const int8_t*>(in[1].data);
+    else
+      lstm.recurrent = in[1].data;
     lstm.order = in[4].integers();
     if (lstm.order) require(api, kName, edgesep::check_index(lstm.order, lstm.steps * lstm.sets, lstm.frames, -1));
     const std::vector<int64_t>& state = in[2].shape.dims;

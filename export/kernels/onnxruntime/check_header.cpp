@@ -67,6 +67,7 @@ static_assert(own::kOrtVersion <= ORT_API_VERSION, "a header older than the vers
 static_assert(own::kOrtFloat == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT), "float");
 static_assert(own::kOrtAnyType == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED), "any");
 static_assert(own::kOrtUint8 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8), "uint8");
+static_assert(own::kOrtInt8 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8), "int8");
 static_assert(own::kOrtInt64 == static_cast<int>(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64), "int64");
 static_assert(int{own::ORT_FAIL} == int{ORT_FAIL} && int{own::ORT_INVALID_ARGUMENT} == int{ORT_INVALID_ARGUMENT}, "");
 static_assert(int{own::ORT_OPTIONAL} == int{INPUT_OUTPUT_OPTIONAL}, "optional");

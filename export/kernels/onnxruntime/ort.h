@@ -25,7 +25,7 @@ constexpr uint32_t kOrtVersion = 17;
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
 // ONNX_TENSOR_ELEMENT_DATA_TYPE_*
-constexpr int kOrtAnyType = 0, kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6, kOrtInt64 = 7;
+constexpr int kOrtAnyType = 0, kOrtFloat = 1, kOrtUint8 = 2, kOrtInt8 = 3, kOrtInt32 = 6, kOrtInt64 = 7;
 
 struct OrtCustomOp {
   uint32_t version;

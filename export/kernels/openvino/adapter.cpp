@@ -415,17 +415,27 @@ class LstmSteps : public ov::op::Op {
   OPENVINO_OP("LstmSteps", "edgesep");
 
   LstmSteps() = default;
-  LstmSteps(const ov::OutputVector& inputs, bool rounded) : Op(inputs), rounded_(rounded) {
+  LstmSteps(const ov::OutputVector& inputs, int64_t given) : Op(inputs), given_(given) {
     constructor_validate_and_infer_types();
   }
 
   void validate_and_infer_types() override {
-    require_float(*this, edgesep::kLstmOrder);
+    const bool bytes = given_ >> edgesep::kLstmScale & 1, ordered = given_ >> edgesep::kLstmOrder & 1;
+    size_t at = 0;
+    for (size_t i = 0; i < edgesep::kLstmInputs; ++i) {
+      if (!(given_ >> i & 1)) continue;
+      const ov::element::Type wanted = bytes && i == edgesep::kLstmRecurrent ? ov::element::i8 : ov::element::f32;
+      if (i != edgesep::kLstmOrder && at < get_input_size())
+        OPENVINO_ASSERT(get_input_element_type(at).is_dynamic() || get_input_element_type(at) == wanted,
+                        "edgesep::LstmSteps: ", edgesep::kLstmNames[i], " is ", get_input_element_type(at),
+                        ", expected ", wanted);
+      ++at;
+    }
     const auto gates = get_input_partial_shape(0), state = get_input_partial_shape(2);
     ov::PartialShape y = ov::PartialShape::dynamic(4);
     y[1] = 1;
     if (state.rank().is_static()) y[2] = state[1], y[3] = state[2];
-    if (get_input_size() > edgesep::kLstmOrder) {
+    if (ordered) {
       const auto order = get_input_partial_shape(edgesep::kLstmOrder);
       if (order.rank().is_static()) y[0] = order[0];
     } else if (gates.is_static() && state.is_static()) {
@@ -438,19 +448,18 @@ class LstmSteps : public ov::op::Op {
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<LstmSteps>(inputs, rounded_);
+    return std::make_shared<LstmSteps>(inputs, given_);
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
-    visitor.on_attribute("rounded", rounded_);
+    visitor.on_attribute("given", given_);
     return true;
   }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const Inputs in(inputs, (1 << edgesep::kLstmInputs) - 1, edgesep::kLstmInputs);
+    const Inputs in(inputs, given_, edgesep::kLstmInputs);
     EdgesepLstm lstm{};
-    lstm.rounded = rounded_;
     std::string wrong = edgesep::check_lstm(in.shapes, &lstm);
     const std::vector<int64_t> order = in.integers(edgesep::kLstmOrder);
     if (wrong.empty() && !order.empty())
@@ -460,7 +469,12 @@ class LstmSteps : public ov::op::Op {
     outputs[0].set_shape({static_cast<size_t>(lstm.steps), 1, state[1], state[2]});
     outputs[1].set_shape(state);
     outputs[2].set_shape(state);
-    lstm.gates = in.data(0), lstm.recurrent = in.data(1), lstm.initial_h = in.data(2), lstm.initial_c = in.data(3);
+    lstm.gates = in.data(0), lstm.initial_h = in.data(2), lstm.initial_c = in.data(3);
+    lstm.scale = in.data(edgesep::kLstmScale);
+    if (lstm.scale)
+      lstm.bytes = inputs[edgesep::kLstmRecurrent].data<const int8_t>();
+    else
+      lstm.recurrent = in.data(edgesep::kLstmRecurrent);
     lstm.order = order.empty() ? nullptr : order.data();
     lstm.y = outputs[0].data<float>();
     lstm.last_h = outputs[1].data<float>();
@@ -470,7 +484,7 @@ class LstmSteps : public ov::op::Op {
   }
 
  private:
-  bool rounded_ = false;
+  int64_t given_ = 0;
 };
 
 class WindowProduct : public ov::op::Op {
@@ -652,7 +666,7 @@ ov::OutputVector attention_from_onnx(const ov::frontend::NodeContext& node) {
 ov::OutputVector lstm_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
   const ov::OutputVector inputs = present(node, &given);
-  return std::make_shared<LstmSteps>(inputs, node.get_attribute<int64_t>("rounded", 0) != 0)->outputs();
+  return std::make_shared<LstmSteps>(inputs, given)->outputs();
 }
 
 ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {

@@ -87,50 +87,65 @@ void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, 
              " dB");
 }
 
-// The matrix (hidden, 4, hidden) in steps of a 127th of the largest entry that a channel of a gate has.
-Floats in_eight_bits(const Floats& matrix, int64_t hidden) {
-  Floats made = matrix;
-  for (int64_t n = 0; n < 4 * hidden; ++n) {
-    float most = 0;
-    for (int64_t k = 0; k < hidden; ++k) most = std::fmax(most, std::fabs(matrix[at(k * 4 * hidden + n)]));
-    for (int64_t k = 0; k < hidden; ++k) {
-      float& w = made[at(k * 4 * hidden + n)];
-      w = std::nearbyint(w * (127 / most)) * (most / 127);
+// A recurrent matrix (hidden, 4, hidden) as kernels take it: in float or in eight bits. `meant`: what that says.
+struct Recurrent {
+  Floats meant, recurrent, scale;
+  std::vector<int8_t> bytes;
+
+  Recurrent(const Floats& matrix, int64_t hidden, bool in_bytes) : meant(matrix) {
+    const int64_t group = EDGESEP_LSTM_GROUP, groups = (hidden + group - 1) / group, quads = (hidden + 3) / 4;
+    if (!in_bytes) recurrent.resize(at(groups * hidden * 4 * group));
+    if (in_bytes) bytes.resize(at(groups * quads * 4 * group * 4)), scale.resize(at(groups * 4 * group), 1);
+    for (int64_t n = 0; n < 4 * hidden; ++n) {
+      const int64_t gate = n / hidden, i = n % hidden, g = i / group;
+      float most = 0;
+      for (int64_t k = 0; k < hidden; ++k) most = std::fmax(most, std::fabs(matrix[at(k * 4 * hidden + n)]));
+      if (in_bytes) scale[at((g * 4 + gate) * group + i % group)] = most / 127;
+      for (int64_t k = 0; k < hidden; ++k) {
+        float& w = meant[at(k * 4 * hidden + n)];
+        if (!in_bytes) {
+          recurrent[at(((g * hidden + k) * 4 + gate) * group + i % group)] = w;
+          continue;
+        }
+        const float integer = std::nearbyint(w * (127 / most));
+        bytes[at((((g * quads + k / 4) * 4 + gate) * group + i % group) * 4 + k % 4)] = static_cast<int8_t>(integer);
+        w = integer * (most / 127);
+      }
     }
   }
-  return made;
-}
 
-// order: empty for one frame after another. rounded: the kernel may round; it has to do that as said, or not at all.
+  void give(EdgesepLstm* s) const {
+    if (bytes.empty())
+      s->recurrent = recurrent.data();
+    else
+      s->bytes = bytes.data(), s->scale = scale.data();
+  }
+};
+
+// order: empty for one frame after another. With a matrix in eight bits the kernel may round h, as said, or not at all.
 void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64_t hidden,
-                               const std::vector<int64_t>& order, bool rounded) {
+                               const std::vector<int64_t>& order, bool in_bytes) {
   Drawn drawn;
   const int64_t steps = order.empty() ? frames : static_cast<int64_t>(order.size()) / sets, all = sets * rows;
-  const int64_t groups = (hidden + EDGESEP_LSTM_GROUP - 1) / EDGESEP_LSTM_GROUP;
-  const Floats gates = drawn.fill(frames * rows * 4 * hidden, 2), matrix = drawn.fill(hidden * 4 * hidden, 0.3f);
+  const Floats gates = drawn.fill(frames * rows * 4 * hidden, 2);
+  const Recurrent matrix(drawn.fill(hidden * 4 * hidden, 0.3f), hidden, in_bytes);
   const Floats h0 = drawn.fill(all * hidden, 0.5f), c0 = drawn.fill(all * hidden);
-  Floats recurrent(at(groups * hidden * 4 * EDGESEP_LSTM_GROUP));
-  for (int64_t k = 0; k < hidden; ++k)
-    for (int64_t g = 0; g < 4; ++g)
-      for (int64_t i = 0; i < hidden; ++i)
-        recurrent[at((((i / EDGESEP_LSTM_GROUP) * hidden + k) * 4 + g) * EDGESEP_LSTM_GROUP + i % EDGESEP_LSTM_GROUP)] =
-            matrix[at((k * 4 + g) * hidden + i)];
   Floats y(at(steps * all * hidden)), last_h(at(all * hidden)), last_c = last_h;
   EdgesepLstm s{};
-  s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = h0.data(), s.initial_c = c0.data();
+  s.gates = gates.data(), s.initial_h = h0.data(), s.initial_c = c0.data();
+  matrix.give(&s);
   s.order = order.empty() ? nullptr : order.data();
   s.y = y.data(), s.last_h = last_h.data(), s.last_c = last_c.data();
-  s.frames = frames, s.steps = steps, s.sets = sets, s.rows = rows, s.hidden = hidden, s.rounded = rounded;
+  s.frames = frames, s.steps = steps, s.sets = sets, s.rows = rows, s.hidden = hidden;
   const int64_t blocks = edgesep_lstm_blocks(&s);
   for (int64_t i = 0; i < blocks; ++i) edgesep_lstm(&s, i, i + 1);
 
-  const auto worst = [&](bool in_bytes) {
-    const Floats by = in_bytes ? in_eight_bits(matrix, hidden) : matrix;
+  const auto worst = [&](bool rounds) {
     std::vector<double> h(h0.begin(), h0.end()), c(c0.begin(), c0.end()), wanted;
     const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
     for (int64_t l = 0; l < steps; ++l) {
       std::vector<double> before = h;
-      if (in_bytes)
+      if (rounds)
         for (double& v : before) v = std::nearbyint(std::fmax(-1, std::fmin(v, 1)) * 127) / 127;
       for (int64_t row = 0; row < all; ++row) {
         const int64_t frame = order.empty() ? l : order[at(l * sets + row / rows)];
@@ -140,7 +155,7 @@ void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64
           for (int64_t n = 0; n < 4; ++n) {
             g[n] = gates[at(((frame * rows + row % rows) * 4 + n) * hidden + i)];
             for (int64_t k = 0; k < hidden; ++k)
-              g[n] += before[at(row * hidden + k)] * by[at((k * 4 + n) * hidden + i)];
+              g[n] += before[at(row * hidden + k)] * matrix.meant[at((k * 4 + n) * hidden + i)];
           }
           double& cell = c[at(row * hidden + i)];
           cell = sigmoid(g[2]) * cell + sigmoid(g[0]) * std::tanh(g[3]);
@@ -152,10 +167,10 @@ void lstm_equals_the_reference(int64_t frames, int64_t sets, int64_t rows, int64
     return std::fmin(snr_db(y, wanted), std::fmin(snr_db(last_h, h), snr_db(last_c, c)));
   };
   // An h between two steps may fall to either.
-  const double exact = worst(false), as_said = rounded ? worst(true) : 0;
+  const double exact = worst(false), as_said = in_bytes ? worst(true) : 0;
   expect(exact >= kLimitDb || as_said >= 60,
          "LSTM of " + std::to_string(sets) + " x " + std::to_string(rows) + " rows, " + std::to_string(hidden) +
-             " hidden, " + std::to_string(steps) + " steps" + (rounded ? ", rounded" : "") + ": " +
+             " hidden, " + std::to_string(steps) + " steps" + (in_bytes ? ", in bytes" : "") + ": " +
              std::to_string(exact) + " dB, " + std::to_string(as_said) + " dB");
 }
 
@@ -175,16 +190,18 @@ void gates_far_out_are_flat() {
   }
 }
 
-void nan_stays_in_its_row(bool rounded) {
+void nan_stays_in_its_row(bool in_bytes) {
   const int64_t rows = 8, hidden = 20;
   Drawn drawn;
   Floats gates = drawn.fill(3 * rows * 4 * hidden);
-  const Floats recurrent(at(2 * hidden * 4 * 16), 0.1f), state(at(rows * hidden), 0.5f);
+  const Recurrent matrix(Floats(at(hidden * 4 * hidden), 0.1f), hidden, in_bytes);
+  const Floats state(at(rows * hidden), 0.5f);
   gates[at((rows + 2) * 4 * hidden + 5)] = std::nanf("");  // second frame, third row
   Floats y(at(3 * rows * hidden));
   EdgesepLstm s{};
-  s.gates = gates.data(), s.recurrent = recurrent.data(), s.initial_h = state.data(), s.initial_c = state.data();
-  s.y = y.data(), s.frames = s.steps = 3, s.sets = 1, s.rows = rows, s.hidden = hidden, s.rounded = rounded;
+  s.gates = gates.data(), s.initial_h = state.data(), s.initial_c = state.data();
+  matrix.give(&s);
+  s.y = y.data(), s.frames = s.steps = 3, s.sets = 1, s.rows = rows, s.hidden = hidden;
   edgesep_lstm(&s, 0, edgesep_lstm_blocks(&s));
   for (int64_t l = 0; l < 3; ++l)
     for (int64_t row = 0; row < rows; ++row) {
@@ -249,7 +266,8 @@ void misfits_of_streams_are_named() {
   expect(edgesep::check_attention(wrong, &a).find("hidden has shape (8, 16), expected (8, 17)") == 0, "hidden is named");
   wrong[3] = in({2, 9, 5});
   expect(edgesep::check_attention(wrong, &a).find("past_k has shape (2, 9, 5)") == 0, "a past of three axes is named");
-  const std::vector<Input> lstm = {in({24, 80}), in({2, 20, 4, 16}), in({1, 9, 20}), in({1, 9, 20}), in({8, 3})};
+  const std::vector<Input> lstm = {in({24, 80}),   in({2, 20, 4, 16}), in({1, 9, 20}),
+                                  in({1, 9, 20}), in({8, 3}),         Input{}};
   EdgesepLstm l{};
   expect(edgesep::check_lstm(lstm, &l).empty() && l.frames == 8 && l.rows == 3 && l.steps == 8, "an LSTM that fits");
   wrong = lstm;
@@ -261,6 +279,14 @@ void misfits_of_streams_are_named() {
   wrong = lstm;
   wrong[2] = in({1, 8, 20});
   expect(edgesep::check_lstm(wrong, &l).find("initial_h has shape (1, 8, 20)") == 0, "a state of other rows is named");
+  wrong = lstm;
+  wrong[1] = in({2, 5, 4, 64}), wrong[5] = in({2, 4, 16});
+  expect(edgesep::check_lstm(wrong, &l).empty() && l.hidden == 20, "a matrix in eight bits fits");
+  wrong[5] = in({2, 4, 20});
+  expect(edgesep::check_lstm(wrong, &l).find("scale has shape (2, 4, 20)") == 0, "its scale is named");
+  wrong[1] = lstm[1];
+  expect(edgesep::check_lstm(wrong, &l).find("recurrent has shape (2, 20, 4, 16), expected (2, 5, 4, 64)") == 0,
+         "a matrix in float with a scale is named");
   const std::vector<Input> windows = {in({4, 5, 6}), in({2, 3, 6, 64}), in({80}), in({7, 3}), in({80}), in({7, 80})};
   EdgesepWindows w{};
   expect(edgesep::check_windows(windows, &w).empty() && w.rows == 20 && w.windows == 7, "windows that fit pass");
@@ -296,14 +322,14 @@ void streams_equal_the_reference() {
     attention_equals_the_reference(8, 50, 132, 1056, bytes, 20);
     attention_equals_the_reference(8, 50, 13, 2 * EDGESEP_ATTENTION_CHUNK + 100, bytes, 20);  // several chunks
   }
-  for (bool rounded : {false, true}) {
+  for (bool in_bytes : {false, true}) {
     for (int64_t hidden : {1, 5, 16, 24, 64}) {
-      lstm_equals_the_reference(1, 1, 1, hidden, {}, rounded);
-      lstm_equals_the_reference(9, 1, 7, hidden, {}, rounded);
-      lstm_equals_the_reference(5, 1, 40, hidden, {}, rounded);
-      lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1}, rounded);
+      lstm_equals_the_reference(1, 1, 1, hidden, {}, in_bytes);
+      lstm_equals_the_reference(9, 1, 7, hidden, {}, in_bytes);
+      lstm_equals_the_reference(5, 1, 40, hidden, {}, in_bytes);
+      lstm_equals_the_reference(4, 3, 11, hidden, {0, 0, 2, 1, 1, 3, -1, 2, -1, -1, 3, -1, 0, 0, -1}, in_bytes);
     }
-    nan_stays_in_its_row(rounded);
+    nan_stays_in_its_row(in_bytes);
   }
   for (bool behind : {false, true})
     for (int64_t outputs : {1, 16, 40, 64, 80, 150})
