@@ -226,7 +226,7 @@ def test_a_matrix_in_eight_bits_without_a_scale_is_refused(name, tmp_path):
     given = lstm_inputs()
     given["recurrent"], _ = lstm_steps.in_bytes(given["recurrent"])
     feeds = {n: v for n, v in given.items() if n != "recurrent"}
-    with pytest.raises(Exception, match="recurrent (is i8|has shape)"):
+    with pytest.raises(Exception, match=r"recurrent (is i8|has shape)"):
         RUNTIMES[name](operator("LstmSteps", given, STATES, constant=["recurrent"]), feeds, tmp_path)
 
 
