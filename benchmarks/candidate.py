@@ -100,7 +100,8 @@ class Candidate:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
         )
-        self.output, self.times, self.memory_mb = output, list[float](), 0.0
+        self.output, self.memory_mb = output, 0.0
+        self.times, self.apart = list[float](), 0  # of all turns; turns while cores shared no cache
         limit = threading.Timer(LOADING_S, self.process.kill)
         limit.start()
         told = self._ask(json.dumps({**job, "inputs": str(inputs), "output": str(output)}))
@@ -119,14 +120,15 @@ class Candidate:
         except (OSError, ValueError):
             return {"failed": f"the process ended with status {self.process.wait()}"}
 
-    def turn(self) -> None:
+    def turn(self) -> list[float]:
+        """Times of a few queries; none if it failed."""
         self.process.send_signal(signal.SIGCONT)
         said = self._ask(str(BURST))
         self.failed = said.get("failed", "")
-        self.times += said.get("times", [])
         self.memory_mb = said.get("memory_mb", 0.0)
         if not self.failed:
             self.process.send_signal(signal.SIGSTOP)
+        return list(said.get("times", []))
 
     def close(self) -> None:
         self.process.kill()

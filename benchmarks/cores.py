@@ -11,12 +11,19 @@ import functools
 import os
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from edgesep import kernels
 
 SOURCE = Path(__file__).with_name("round_trip.cpp")
 NEAR_NS = 150  # between what is found within a group (50) and beyond (320)
+ATTEMPTS = 3
+PATIENCE_S = 5.0
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -36,3 +43,15 @@ def round_trip_ns() -> float:
 
 def near() -> bool:
     return round_trip_ns() < NEAR_NS
+
+
+def while_near(run: Callable[[], T]) -> tuple[T, bool]:
+    """What ``run`` gives while the cores share a cache, and whether they did: after a few attempts it counts anyway."""
+    for _ in range(ATTEMPTS):
+        until = time.monotonic() + PATIENCE_S
+        while not near() and time.monotonic() < until:
+            time.sleep(0.2)
+        found = run()
+        if near():
+            return found, True
+    return found, False

@@ -9,7 +9,8 @@ this toolkit's scan, so that its "plain" is the portable form, and eager runs th
 IIANet is given a mouth embedding; the front-end that makes it of 25 mouth crops a second is compared by itself.
 
 Every candidate is a process of its own, stopped while it is not its turn: idle threads of one runtime spin in the way
-of the next. They take turns (A B C A B C ...), a few queries each; one, where it takes over five seconds. Weights are
+of the next. They take turns (A B C A B C ...), a few queries each; one, where it takes over five seconds. Turns of two
+threads wait until the cores share a cache (``cores``), and are repeated where that ended meanwhile. Weights are
 random, so that quality is the SNR of the output against eager PyTorch's; what INT8 costs trained separators is measured
 by ``compression.py``. "Of peak" is the share of what this machine's own float matrix product reaches (ONNX Runtime, the
 same threads). Memory is the peak above what the process held before it loaded anything. Rows replace those of
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from builds import built, nncf_quantized, statically_quantized
 from candidate import Candidate
+from cores import while_near
 from paper_tables import PUBLISHED, created
 from recorded import record
 
@@ -196,7 +198,9 @@ def compared(made: Built, folder: Path, audio_s: float, threads: int, seconds: f
         while rounds < 2 or time.monotonic() < until:
             rounds += 1
             for what, candidate in list(candidates.items()):
-                candidate.turn()
+                times, near = while_near(candidate.turn) if threads > 1 else (candidate.turn(), True)
+                candidate.times += times
+                candidate.apart += not near
                 if candidate.failed:
                     failed[what] = candidates.pop(what).failed
                     candidate.close()
@@ -222,6 +226,8 @@ def compared(made: Built, folder: Path, audio_s: float, threads: int, seconds: f
             "peak_gflops": round(peak_gflops, 1),
             "memory_mb": round(candidate.memory_mb, 1),
             "queries": len(candidate.times),
+            "turns": rounds,
+            "turns_apart": candidate.apart,
         }
     yield from (common | {"candidate": what, "failed": why} for what, why in failed.items())
 
