@@ -80,6 +80,11 @@ class Graph:
         """The tensor before it was rounded, if it was."""
         return str(self.pairs[name][0].input[0]) if name in self.pairs else name
 
+    def made_by(self, name: str, kind: str) -> NodeProto | None:
+        """The node of that kind which makes a tensor, in front of its rounding."""
+        node = self.producer.get(self.source(name))
+        return node if node is not None and node.op_type == kind else None
+
     def float_readers(self, name: str) -> list[NodeProto]:
         """The nodes that read a tensor, through Q/DQ pairs too."""
         found = []

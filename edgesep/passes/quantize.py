@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import torch
 
-from edgesep import budget, graph, onnx_edit, stream_fusion
+from edgesep import budget, graph, lstm_fusion, onnx_edit
 from edgesep.int8 import QUANTIZED, OnnxRuntimeQuantizer, counted_macs, layer_macs, quantized_share
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Context, PassResult
@@ -92,7 +92,7 @@ class Quantize:
         exported = onnx.load(model)
         onnx_edit.fold_rearranged(exported)  # weights of LSTMs are put together from pieces
         if chosen.fused and own and onnx_forms.streams(exported):
-            exported, chosen = stream_fusion.lstms_apart(exported), replace(chosen, recurrent=False)
+            exported, chosen = lstm_fusion.lstms_apart(exported), replace(chosen, recurrent=False)
         counted = counted_macs(exported, separator)
         macs = layer_macs(counted, (*QUANTIZED, "LSTM") if chosen.recurrent else QUANTIZED)
         graphs = (separator, context.original, context.original.front_end)

@@ -24,7 +24,7 @@ class Int8Form:
         symmetric: int8 activations around zero (TensorRT, ARM); else uint8 with a zero point (x86).
         outputs: what convolutions make is quantized too, without which some runtimes compute them in float.
         recurrent: LSTMs with INT8 weights, whose activations are quantized as they come; their state stays in float.
-            Native streams have none: their input projections are products like others (``stream_fusion``).
+            Native streams have none: their input projections are products like others (``lstm_fusion``).
         narrow: its files store weights of eight bits as such also where they multiply in float (``compact``).
         fused: it runs whole units on native kernels, which round less (``fusion``, ``stream_fusion``): trials judge
             that form.
