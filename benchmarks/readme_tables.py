@@ -237,7 +237,7 @@ def _by_part(found: list[dict[str, Any]]) -> list[str]:
 def peers() -> str:
     """Published sizes: ours and what one would do otherwise."""
     lines = [
-        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | other days"
+        "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | before"
         " | output SNR dB | of peak | MB |",
         "|" + "---|" * 10,
     ]

@@ -29,7 +29,9 @@ class Scan(ctypes.Structure):
     """EdgesepScan."""
 
     _fields_ = _fields(
-        (*SCAN_INPUTS, "initial_state", "y", "last_state"), SCAN_SIZES, ("delta_softplus", "reverse", "rough")
+        (*SCAN_INPUTS, "initial_state", "y", "last_state"),
+        SCAN_SIZES,
+        ("delta_softplus", "reverse", "rough", "grouped"),
     )
 
 

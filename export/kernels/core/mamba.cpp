@@ -61,7 +61,7 @@ class Block {
         steps_(floats(piece_ * s.rank)),
         B_(floats(piece_ * s.state)),
         C_(floats(piece_ * s.state)),
-        state_(floats(s.inner * s.state)),
+        state_(floats(rounded(s.inner, kRowChannels) * s.state)),
         made_(floats(piece_ * s.taps * s.channels)),
         pairs_(floats(s.pairs ? piece_ * s.inner / 2 : 0)),
         zeros_(floats(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}))) {}
@@ -163,7 +163,7 @@ class Block {
     r.initial_state = r.last_state = state_.data();
     r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
     r.batch = 1, r.length = count, r.channels = inner, r.state = state;
-    r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs;
+    r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs, r.grouped = 1;
     edgesep_scan(&r, 0, edgesep_scan_rows(&r));
 
     if (!way) unfolded(s_.through, outputs, nullptr, made_.data());

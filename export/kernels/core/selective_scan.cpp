@@ -29,18 +29,37 @@ Vec load_decay(const float* A, int64_t channels, int64_t state, Vec* out, Vec* s
   return poison;
 }
 
-void load_state(const float* from, int64_t channels, int64_t state, Vec* h) {
-  float lanes[kLanes];
-  for (int64_t n = 0; n < state; ++n) {
-    for (int64_t c = 0; c < kLanes; ++c) lanes[c] = from && c < channels ? from[c * state + n] : 0;
-    h[n] = load(lanes, kLanes);
+// The state of one register of channels, (state, lanes), in one of the two orders in which it is handed over.
+class States {
+ public:
+  States(const EdgesepScan& s, int64_t item, int64_t channel, int64_t count) : count_(count), state_(s.state) {
+    const int64_t groups = (s.channels + kRowChannels - 1) / kRowChannels;
+    grouped_ = s.grouped != 0;
+    at_ = grouped_ ? (item * groups + channel / kRowChannels) * state_ * kRowChannels + channel % kRowChannels
+                   : (item * s.channels + channel) * state_;
   }
-}
 
-void store_state(const Vec* h, int64_t channels, int64_t state, float* to) {
-  for (int64_t n = 0; n < state; ++n)
-    for (int64_t c = 0; c < channels; ++c) to[c * state + n] = h[n][c];
-}
+  void load(const float* from, Vec* h) const {
+    for (int64_t n = 0; n < state_; ++n) {
+      float lanes[kLanes] = {};
+      if (from && grouped_) std::memcpy(lanes, from + at_ + n * kRowChannels, sizeof lanes);
+      for (int64_t c = 0; from && !grouped_ && c < count_; ++c) lanes[c] = from[at_ + c * state_ + n];
+      h[n] = edgesep::EDGESEP_ISA::load(lanes, kLanes);
+    }
+  }
+
+  void store(const Vec* h, float* to) const {
+    for (int64_t n = 0; n < state_; ++n)
+      if (grouped_)
+        edgesep::EDGESEP_ISA::store(to + at_ + n * kRowChannels, h[n], kLanes);
+      else
+        for (int64_t c = 0; c < count_; ++c) to[at_ + c * state_ + n] = h[n][c];
+  }
+
+ private:
+  int64_t count_, state_, at_;
+  bool grouped_;
+};
 
 // One batch item, one register of channels from `channel` on. With kState and kCount known, the state lives in registers
 // (AVX-512) or in the first-level cache.
@@ -54,7 +73,8 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   Vec decay[kState ? kState : kMaxState], h[kState ? kState : kMaxState];
   Vec steepest;
   const Vec poison = load_decay(s.A + channel * state, count, state, decay, &steepest);
-  load_state(s.initial_state ? s.initial_state + (item * s.channels + channel) * state : nullptr, count, state, h);
+  const States states(s, item, channel, count);
+  states.load(s.initial_state, h);
   const Vec bias = s.delta_bias ? load(s.delta_bias + channel, count) + poison : poison;
   const Vec skip = s.D ? load(s.D + channel, count) : Vec{};
   // Where step t of the recurrence lies in the tensors, in rows.
@@ -74,13 +94,13 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
       if (s.z) __builtin_prefetch(s.z + ahead);
       __builtin_prefetch(s.y + ahead, 1);
       Vec dt = load(s.delta + at, count) + bias;
-      if (s.delta_softplus) dt = softplus(dt);
+      if (s.delta_softplus) dt = softplus<kRough>(dt);
       const Vec u = load(s.u + at, count), exponent = magnitude(dt) * steepest;
       largest = exponent > largest ? exponent : largest;
       dts[k] = dt;
       xs[k] = dt * u;
       skips[k] = skip * u;
-      if (s.z) gates[k] = silu(load(s.z + at, count));
+      if (s.z) gates[k] = silu<kRough>(load(s.z + at, count));
     }
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = place(begin + k);
@@ -103,7 +123,7 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
     }
   }
   if (!kCareful && any_above(largest, 126.0f)) return false;
-  if (s.last_state) store_state(h, count, state, s.last_state + (item * s.channels + channel) * state);
+  if (s.last_state) states.store(h, s.last_state);
   return true;
 }
 

@@ -21,7 +21,8 @@ typedef struct {
   float *y, *last_state;
   int64_t batch, length, channels, state;
   int32_t delta_softplus, reverse;
-  int32_t rough;  // what a step keeps of a state may be wrong by 1e-4 of it: as bfloat16 beside it is
+  int32_t rough;    // exponentials and softplus may be wrong by 1e-4: as bfloat16 beside them is
+  int32_t grouped;  // initial_state, last_state are (batch, groups, state, 16): 16 channels side by side
 } EdgesepScan;
 
 // Gradients of the same scan from a zero state. du, ddelta and (if given) dz are written; dA, dB, dC,

@@ -202,7 +202,10 @@ inline void with_constant(int64_t count, F f) {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-inline Vec exp(Vec x) { return exp2(x * kLog2E); }
+template <bool kRough = false>
+inline Vec exp(Vec x) {
+  return exp2_within<kRough>(at_most(at_least(x * kLog2E, -126.0f), 127.0f));
+}
 
 // log(1 + e) for e in [0, 1], exact in relative terms also for tiny e: 2 atanh(e / (2 + e)).
 inline Vec log1p_unit(Vec e) {
@@ -218,13 +221,28 @@ inline Vec log1p_unit(Vec e) {
   return p * s;
 }
 
+// The same with a relative error below 6e-5: no division.
+inline Vec rough_log1p_unit(Vec e) {
+  Vec p = splat(4.13484637e-2f);
+  p = p * e - 1.57430245e-1f;
+  p = p * e + 3.06303310e-1f;
+  p = p * e - 4.96978336e-1f;
+  p = p * e + 9.99943292e-1f;
+  return p * e;
+}
+
+template <bool kRough = false>
 inline Vec softplus(Vec x) {
-  return (x > 0.0f ? x : x - x) + log1p_unit(exp(-magnitude(x)));
+  const Vec e = exp<kRough>(-magnitude(x));
+  return (x > 0.0f ? x : x - x) + (kRough ? rough_log1p_unit(e) : log1p_unit(e));
 }
 
 inline Vec sigmoid(Vec x) { return 1.0f / (exp(-x) + 1.0f); }
 
-inline Vec silu(Vec z) { return z / (exp(-z) + 1.0f); }
+template <bool kRough = false>
+inline Vec silu(Vec z) {
+  return z / (exp<kRough>(-z) + 1.0f);
+}
 
 inline float sum(Vec v) {
   float lanes[kLanes];

@@ -1,5 +1,6 @@
 // The core against a scalar float64 reference, on every instruction set that this processor has. Without a framework,
 // so that sanitizers and an emulator can run it. Prints a line a check; exit status 1 if one failed.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -121,6 +122,32 @@ void scan_equals_the_reference(const Case& c) {
   expect(worst >= kLimitDb, text);
 }
 
+// States in groups of 16 channels, and rough exponentials, which are that only where there is a register of channels.
+void a_scan_as_a_block_runs_it(int64_t channels, bool rough, float shift) {
+  const Case c{2, 21, channels, 16, true, rough, true, true, true, true, shift, 1};
+  Data d = make(c);
+  EdgesepScan s = call_of(c, d);
+  std::vector<double> y, last;
+  reference(s, &y, &last);
+  const int64_t groups = (channels + 15) / 16;
+  std::vector<float> start(static_cast<size_t>(c.batch * groups * c.state * 16)), ended = start;
+  const auto place = [&](int64_t item, int64_t channel, int64_t n) {
+    return static_cast<size_t>(((item * groups + channel / 16) * c.state + n) * 16 + channel % 16);
+  };
+  const auto each = [&](auto f) {
+    for (int64_t i = 0; i < c.batch * channels * c.state; ++i)
+      f(static_cast<size_t>(i), place(i / (channels * c.state), i / c.state % channels, i % c.state));
+  };
+  each([&](size_t i, size_t at) { start[at] = d.start[i]; });
+  s.initial_state = start.data(), s.last_state = ended.data();
+  s.grouped = 1, s.rough = rough;
+  run_in_parts(s);
+  each([&](size_t i, size_t at) { d.last[i] = ended[at]; });
+  const double snr = std::min(snr_db(d.y, y), snr_db(d.last, last));
+  expect(snr > (rough ? 70 : 110), "a scan of " + std::to_string(channels) + " channels with states in groups" +
+                                       (rough ? ", rough" : "") + ": " + std::to_string(snr) + " dB");
+}
+
 void denormals_stay_small_and_finite() {
   const Case c{1, 40, 19, 16, true, false, false, false, false, false, -2, 1e-38f};
   Data d = make(c);
@@ -210,7 +237,10 @@ int main() {
                                  (options & 8) != 0, (options & 16) != 0, (options & 5) == 5, -1, 1});
     for (float shift : {-30.0f, -12.0f, 12.0f})
       scan_equals_the_reference({2, 37, 23, 16, true, false, true, true, true, false, shift, 1});
-    denormals_stay_small_and_finite();
+    for (int64_t channels : {16, 20, 48})
+    for (bool rough : {false, true})
+      for (float shift : {-6.0f, -2.0f, 3.0f}) a_scan_as_a_block_runs_it(channels, rough, shift);
+  denormals_stay_small_and_finite();
     nan_stays_in_its_row(&Data::u, "u");
     nan_stays_in_its_row(&Data::delta, "delta");
     nan_stays_in_its_row(&Data::z, "z");
