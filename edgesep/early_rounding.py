@@ -11,9 +11,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from edgesep.onnx_edit import replace_nodes
-from edgesep.units import Graph, flags
-
-MOVES = ("Gather", "Reshape", "Pad")
+from edgesep.units import Graph
 
 
 def round_first(written: onnx.GraphProto) -> None:
@@ -46,9 +44,4 @@ def round_first(written: onnx.GraphProto) -> None:
 
 def _moves(graph: Graph, node: NodeProto | None) -> bool:
     """Whether a node only moves values, or puts zeros beside them."""
-    if node is None or node.op_type not in MOVES:
-        return False
-    if node.op_type != "Pad":
-        return True
-    value = graph.constants.get(node.input[2], np.ones(1)) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    return flags(node).get("mode", b"constant") == b"constant" and not value.any()
+    return node is not None and (node.op_type in ("Gather", "Reshape") or graph.pads_zeros(node))

@@ -85,6 +85,12 @@ class Graph:
         node = self.producer.get(self.source(name))
         return node if node is not None and node.op_type == kind else None
 
+    def pads_zeros(self, node: NodeProto) -> bool:
+        """Whether a node puts zeros beside a tensor and does nothing else."""
+        value = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        plain = node.op_type == "Pad" and flags(node).get("mode", b"constant") == b"constant"
+        return plain and value is not None and not value.any()
+
     def float_readers(self, name: str) -> list[NodeProto]:
         """The nodes that read a tensor, through Q/DQ pairs too."""
         found = []

@@ -129,11 +129,10 @@ def _windows(graph: Graph, p: Product, shapes: Shapes) -> None:
 def _unpadded(graph: Graph, x: str, index: np.ndarray, width: int, shapes: Shapes) -> tuple[str, np.ndarray]:
     """Windows of a map with rows of zeros in front and behind become windows of the map without them."""
     pad = _behind_shapes(graph, x)
-    if pad is None or pad.op_type != "Pad" or len(pad.input) > 3 or flags(pad).get("mode", b"constant") != b"constant":
+    if pad is None or len(pad.input) > 3 or not graph.pads_zeros(pad):
         return x, index
     before, pads = shapes.get(pad.input[0], ()), graph.constants.get(pad.input[1])
-    value = graph.constants.get(pad.input[2], np.ones(1)) if len(pad.input) > 2 else np.zeros(1)
-    if pads is None or value.any() or before[-1:] != (width,) or 0 in before:
+    if pads is None or before[-1:] != (width,) or 0 in before:
         return x, index
     if pads[1 : len(before)].any() or pads[len(before) + 1 :].any() or pads.min() < 0:
         return x, index  # not only in front of all rows and behind them

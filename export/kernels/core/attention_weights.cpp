@@ -67,9 +67,9 @@ Queries<fold> as_floats(const float* q, int64_t count, int64_t size) {
 
 // Halves are as large as they can be without a sum of 255 times as much beyond 2**31; back: what a sum counts for.
 template <int fold>
-Queries<fold> as_halves(const float* q, int64_t count, int64_t size, int32_t zero, float* back) {
+Queries<fold> as_halves(const float* q, int64_t count, int64_t size, uint32_t zero, float* back) {
   Queries<fold> made((size + 1) / 2);
-  std::vector<int32_t> halves(static_cast<size_t>(2 * made.count + kLanes));
+  std::vector<uint32_t> halves(static_cast<size_t>(2 * made.count + kLanes));
   for (int64_t n = 0; n < count; ++n, q += size) {
     const auto part = [&](int64_t d) { return load(q + d, std::min<int64_t>(kLanes, size - d)); };
     Vec most = splat(1e-30f), total = most;
@@ -82,10 +82,10 @@ Queries<fold> as_halves(const float* q, int64_t count, int64_t size, int32_t zer
     for (int i = 0; i < kLanes; ++i) largest = std::max(largest, most[i]);
     const float scale = std::min(32767.0f / largest, kFinest / sum(total));
     for (int64_t d = 0; d < size; d += kLanes) store_as(halves.data() + d, rounded(part(d) * scale), kLanes);
-    int32_t begin[fold] = {};
+    uint32_t begin[fold] = {};  // unsigned: what NaN was rounded to may be anything
     for (int64_t u = 0; u < made.count; ++u) {
-      const int32_t one = halves[static_cast<size_t>(2 * u)], other = halves[static_cast<size_t>(2 * u + 1)];
-      const uint32_t unit = (static_cast<uint32_t>(one) & 0xffff) | static_cast<uint32_t>(other) << 16;
+      const uint32_t one = halves[static_cast<size_t>(2 * u)], other = halves[static_cast<size_t>(2 * u + 1)];
+      const uint32_t unit = (one & 0xffff) | other << 16;
       std::memcpy(made.at(n, u), &unit, sizeof unit);
       begin[u % fold] -= zero * (one + other);
     }
@@ -186,7 +186,7 @@ void weigh(const EdgesepAttention& s, int64_t item, int64_t group) {
   if constexpr (kIntegerProducts)
     if (s.k_scale != 0) {
       float back[kGroup] = {};
-      const Queries<fold> halves = as_halves<fold>(q, count, size, static_cast<int32_t>(s.k_zero), back);
+      const Queries<fold> halves = as_halves<fold>(q, count, size, static_cast<uint32_t>(s.k_zero), back);
       std::vector<uint16_t> room(static_cast<size_t>(kRows * 2 * halves.count));
       const auto key = [&](int64_t j, int r) {
         uint16_t* to = room.data() + r * 2 * halves.count;

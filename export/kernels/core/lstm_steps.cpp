@@ -68,16 +68,21 @@ struct ByteMatrix {
   static constexpr int32_t kMiddles = static_cast<int32_t>(0x80808080u);  // kMiddle, four times
 };
 
-// The matrix in eight bits as floats.
+// The matrix in eight bits as floats, for processors that do not sum products of bytes.
 std::vector<float> as_floats(const EdgesepLstm& s) {
   const int64_t groups = (s.hidden + kGroup - 1) / kGroup, quads = (s.hidden + 3) / 4, wide = kGates * kGroup;
   std::vector<float> made(static_cast<size_t>(groups * s.hidden * wide));
-  for (int64_t group = 0; group < groups; ++group)
-    for (int64_t k = 0; k < s.hidden; ++k) {
-      const int8_t* from = s.bytes + ((group * quads + k / 4) * wide) * 4 + k % 4;
-      float* to = made.data() + (group * s.hidden + k) * wide;
-      for (int64_t i = 0; i < wide; ++i) to[i] = static_cast<float>(from[4 * i]) * s.scale[group * wide + i];
+  for (int64_t row = 0; row < groups * quads; ++row) {
+    const int64_t group = row / quads, k = row % quads * 4;
+    for (int64_t at = 0; at < wide; at += kLanes) {
+      const Integers word = load_as<Integers>(s.bytes + 4 * (row * wide + at), kLanes);
+      const Vec scale = load(s.scale + group * wide + at, kLanes);
+      for (int64_t i = 0; i < 4 && k + i < s.hidden; ++i) {
+        const Integers one = word << static_cast<int>(24 - 8 * i) >> 24;  // a byte, with its sign
+        store(made.data() + (group * s.hidden + k + i) * wide + at, to_floats(one) * scale, kLanes);
+      }
     }
+  }
   return made;
 }
 

@@ -101,13 +101,13 @@ void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t
   }
   const Vec finest = splat(kFinest), fine = 32767.0f / most, scale = fine < finest ? fine : finest;
   const auto weight = [&](int64_t j) {
-    return j < s.past ? rounded(load(weights + j * kGroup, kLanes) * scale) : Integers{};
+    return j < s.past ? (IntVec)rounded(load(weights + j * kGroup, kLanes) * scale) : IntVec{};
   };
-  Integers total{};
+  IntVec total{};  // unsigned: what NaN was rounded to may be anything
   for (int64_t j = 0; j < s.past; j += kBlock) {
     int32_t pairs[kBlock / 2 * kGroup];
     for (int64_t i = 0; i < kBlock; i += 2) {
-      const Integers one = weight(j + i), other = weight(j + i + 1);
+      const IntVec one = weight(j + i), other = weight(j + i + 1);
       total += one + other;
       store_as(pairs + i / 2 * kGroup, (one & 0xffff) | other << 16, kLanes);
     }
@@ -127,7 +127,7 @@ void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t
     }
   }
   for (int64_t n = 0; n < count; ++n) {
-    const float shift = s.v_zero * static_cast<float>(total[n]), back = s.v_scale / scale[n];
+    const float shift = s.v_zero * static_cast<float>(static_cast<int32_t>(total[n])), back = s.v_scale / scale[n];
     for (int64_t i = 0; i < width; i += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, width - i);
       float* at = y + n * s.features + i;

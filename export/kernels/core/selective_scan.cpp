@@ -39,19 +39,19 @@ class States {
                    : (item * s.channels + channel) * state_;
   }
 
-  void load(const float* from, Vec* h) const {
+  void read(const float* from, Vec* h) const {
     for (int64_t n = 0; n < state_; ++n) {
       float lanes[kLanes] = {};
       if (from && grouped_) std::memcpy(lanes, from + at_ + n * kRowChannels, sizeof lanes);
       for (int64_t c = 0; from && !grouped_ && c < count_; ++c) lanes[c] = from[at_ + c * state_ + n];
-      h[n] = edgesep::EDGESEP_ISA::load(lanes, kLanes);
+      h[n] = load(lanes, kLanes);
     }
   }
 
-  void store(const Vec* h, float* to) const {
+  void write(const Vec* h, float* to) const {
     for (int64_t n = 0; n < state_; ++n)
       if (grouped_)
-        edgesep::EDGESEP_ISA::store(to + at_ + n * kRowChannels, h[n], kLanes);
+        store(to + at_ + n * kRowChannels, h[n], kLanes);
       else
         for (int64_t c = 0; c < count_; ++c) to[at_ + c * state_ + n] = h[n][c];
   }
@@ -74,7 +74,7 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   Vec steepest;
   const Vec poison = load_decay(s.A + channel * state, count, state, decay, &steepest);
   const States states(s, item, channel, count);
-  states.load(s.initial_state, h);
+  states.read(s.initial_state, h);
   const Vec bias = s.delta_bias ? load(s.delta_bias + channel, count) + poison : poison;
   const Vec skip = s.D ? load(s.D + channel, count) : Vec{};
   // Where step t of the recurrence lies in the tensors, in rows.
@@ -123,7 +123,7 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
     }
   }
   if (!kCareful && any_above(largest, 126.0f)) return false;
-  if (s.last_state) states.store(h, s.last_state);
+  if (s.last_state) states.write(h, s.last_state);
   return true;
 }
 

@@ -20,6 +20,19 @@ void require_float(const ov::Node& node, size_t integers = SIZE_MAX) {
                     ", expected f32");
 }
 
+constexpr int64_t kAll = -1;  // of `given`: every input that there can be
+
+// Every input that `given` says there is has the type that the contract wants; dynamic: another check sees to it.
+template <class Wanted>
+void require_types(const ov::Node& node, int64_t given, const char* const* names, Wanted wanted) {
+  for (size_t i = 0, at = 0; at < node.get_input_size(); ++i) {
+    if (!(given >> i & 1)) continue;
+    const ov::element::Type found = node.get_input_element_type(at++), expected = wanted(i);
+    OPENVINO_ASSERT(found.is_dynamic() || expected.is_dynamic() || found == expected, "edgesep::", node.get_type_name(),
+                    ": ", names[i], " is ", found, ", expected ", expected);
+  }
+}
+
 // `kernel(argument, first, end)` over `rows` in the calling arena, which holds as many threads as the plug-in allows.
 template <class Argument>
 void split(const Argument& argument, void (*kernel)(const Argument*, int64_t, int64_t), int64_t rows) {
@@ -191,16 +204,10 @@ class ConvNorm : public ov::op::Op {
   }
 
   void validate_and_infer_types() override {
-    size_t at = 0;
-    for (size_t i = 0; i < edgesep::kNormInputs; ++i) {
-      if (!(made_.given >> i & 1)) continue;
+    require_types(*this, made_.given, edgesep::kNormNames, [](size_t i) {
       const bool integers = i == edgesep::kNormIndex || i == edgesep::kNormReadIndex;
-      if (!integers && at < get_input_size())
-        OPENVINO_ASSERT(get_input_element_type(at).is_dynamic() || get_input_element_type(at) == ov::element::f32,
-                        "edgesep::ConvNorm: ", edgesep::kNormNames[i], " is ", get_input_element_type(at),
-                        ", expected f32");
-      ++at;
-    }
+      return integers ? ov::element::dynamic : ov::element::f32;
+    });
     ov::PartialShape shape = get_input_partial_shape(0);
     if (made_.stats) set_output_type(1, ov::element::f32, stats_shape(shape));
     if (made_.stride > 1 && shape.rank().is_static()) {
@@ -363,13 +370,10 @@ class PastAttention : public ov::op::Op {
   }
 
   void validate_and_infer_types() override {
-    for (size_t i = 0; i < get_input_size(); ++i) {
+    require_types(*this, kAll, edgesep::kAttentionNames, [this](size_t i) {
       const bool bytes = (i == 3 && rounding_.k_scale != 0) || (i == 4 && rounding_.v_scale != 0);
-      const ov::element::Type wanted = bytes ? ov::element::u8 : ov::element::f32;
-      OPENVINO_ASSERT(get_input_element_type(i).is_dynamic() || get_input_element_type(i) == wanted,
-                      "edgesep::PastAttention: ", edgesep::kAttentionNames[i], " is ", get_input_element_type(i),
-                      ", expected ", wanted);
-    }
+      return bytes ? ov::element::u8 : ov::element::f32;
+    });
     set_output_type(0, ov::element::f32, get_input_partial_shape(2));
   }
 
@@ -421,16 +425,10 @@ class LstmSteps : public ov::op::Op {
 
   void validate_and_infer_types() override {
     const bool bytes = given_ >> edgesep::kLstmScale & 1, ordered = given_ >> edgesep::kLstmOrder & 1;
-    size_t at = 0;
-    for (size_t i = 0; i < edgesep::kLstmInputs; ++i) {
-      if (!(given_ >> i & 1)) continue;
-      const ov::element::Type wanted = bytes && i == edgesep::kLstmRecurrent ? ov::element::i8 : ov::element::f32;
-      if (i != edgesep::kLstmOrder && at < get_input_size())
-        OPENVINO_ASSERT(get_input_element_type(at).is_dynamic() || get_input_element_type(at) == wanted,
-                        "edgesep::LstmSteps: ", edgesep::kLstmNames[i], " is ", get_input_element_type(at),
-                        ", expected ", wanted);
-      ++at;
-    }
+    require_types(*this, given_, edgesep::kLstmNames, [=](size_t i) {
+      if (i == edgesep::kLstmOrder) return ov::element::dynamic;
+      return bytes && i == edgesep::kLstmRecurrent ? ov::element::i8 : ov::element::f32;
+    });
     const auto gates = get_input_partial_shape(0), state = get_input_partial_shape(2);
     ov::PartialShape y = ov::PartialShape::dynamic(4);
     y[1] = 1;
@@ -553,12 +551,9 @@ class BidirectionalMamba : public ov::op::Op {
   }
 
   void validate_and_infer_types() override {
-    for (size_t i = 0; i < get_input_size(); ++i) {
-      const ov::element::Type wanted = pairs_ && edgesep::mamba_pairs(i) ? ov::element::i32 : ov::element::f32;
-      const ov::element::Type found = get_input_element_type(i);
-      OPENVINO_ASSERT(found.is_dynamic() || found == wanted, "edgesep::BidirectionalMamba: ", edgesep::kMambaNames[i],
-                      " is ", found, ", expected ", wanted);
-    }
+    require_types(*this, kAll, edgesep::kMambaNames, [this](size_t i) {
+      return pairs_ && edgesep::mamba_pairs(i) ? ov::element::i32 : ov::element::f32;
+    });
     const auto x = get_input_partial_shape(0);
     ov::PartialShape y = ov::PartialShape::dynamic(3);
     if (x.rank().is_static() && x.size() == 3) y = {x[0], x[2], x[1]};

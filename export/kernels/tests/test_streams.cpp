@@ -40,7 +40,9 @@ void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, 
   Floats mask(at(frames * all)), y(v.size());
   for (int64_t n = 0; n < frames; ++n)
     for (int64_t j = 0; j < all; ++j)
-      mask[at(n * all + j)] = j < hidden || j > past + n ? -std::numeric_limits<float>::infinity() : 0.1f * float(j % 3);
+      mask[at(n * all + j)] = j < hidden || j > past + n ? -std::numeric_limits<float>::infinity()
+                              : hidden                   ? 0.1f * float(j % 3)
+                                                         : 0;
   EdgesepAttention s{};
   s.q = q.data(), s.k = k.data(), s.v = v.data(), s.hidden = mask.data(), s.y = y.data();
   s.past_k = past_k.data(), s.past_v = past_v.data();
@@ -85,6 +87,28 @@ void attention_equals_the_reference(int64_t frames, int64_t past, int64_t keys, 
          "attention of " + std::to_string(frames) + " frames over " + std::to_string(past) + ", " + std::to_string(keys) +
              " and " + std::to_string(features) + " features" + (bytes ? ", bytes" : "") + ": " + std::to_string(found) +
              " dB");
+}
+
+void nan_stays_in_its_frame(bool bytes) {
+  const int64_t frames = 4, past = 11, size = 10;
+  Drawn drawn;
+  Floats q = drawn.fill(frames * size);
+  const Floats own = drawn.fill(frames * size), floats = drawn.fill(past * size), hidden(at(frames * (past + frames)));
+  const std::vector<uint8_t> rounded = drawn.bytes(past * size);
+  q[at(2 * size + 3)] = std::nanf("");
+  Floats y(at(frames * size));
+  EdgesepAttention s{};
+  s.q = q.data(), s.k = s.v = own.data(), s.hidden = hidden.data(), s.y = y.data();
+  s.past_k = s.past_v = floats.data();
+  if (bytes) s.past_k = s.past_v = rounded.data(), s.k_scale = s.v_scale = 0.01f, s.k_zero = s.v_zero = 120;
+  s.items = 1, s.frames = frames, s.past = past, s.keys = s.features = size;
+  Floats weights(at(edgesep_attention_workspace(&s)));
+  s.weights = weights.data();
+  edgesep_attention_weights(&s, 0, 1);
+  edgesep_attention_values(&s, 0, edgesep_attention_chunks(&s));
+  for (int64_t n = 0; n < frames; ++n)
+    for (int64_t i = 0; i < size; ++i)
+      expect(std::isnan(y[at(n * size + i)]) == (n == 2), "NaN in a query stays in its frame");
 }
 
 // A recurrent matrix (hidden, 4, hidden) as kernels take it: in float or in eight bits. `meant`: what that says.
@@ -317,11 +341,13 @@ void streams_equal_the_reference() {
     for (int64_t frames : {1, 2, 8, 13, 20, 35}) {
       attention_equals_the_reference(frames, 37, 13, 41, bytes, 0);
       attention_equals_the_reference(frames, 9, 33, 5, bytes, 7);
+      attention_equals_the_reference(frames, 37, 10, 41, bytes, 3);
     }
   for (bool bytes : {false, true}) {
     attention_equals_the_reference(8, 50, 132, 1056, bytes, 20);
     attention_equals_the_reference(8, 50, 13, 2 * EDGESEP_ATTENTION_CHUNK + 100, bytes, 20);  // several chunks
   }
+  for (bool bytes : {false, true}) nan_stays_in_its_frame(bytes);
   for (bool in_bytes : {false, true}) {
     for (int64_t hidden : {1, 5, 16, 24, 64}) {
       lstm_equals_the_reference(1, 1, 1, hidden, {}, in_bytes);
