@@ -14,7 +14,7 @@ threads wait until the cores share a cache (``cores``), and are repeated where t
 random, so that quality is the SNR of the output against eager PyTorch's; what INT8 costs trained separators is measured
 by ``compression.py``. "Of peak" is the share of what this machine's own float matrix product reaches (ONNX Runtime, the
 same threads). Memory is the peak above what the process held before it loaded anything. Rows replace those of
-``results/peers.jsonl``.
+the same processor in ``results/peers.jsonl``.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def main() -> None:
                     for row in compared(made, Path(folder), audio_s, threads, args.seconds):
                         rows.append(row)
                         print(json.dumps(row) if args.json else said(row), flush=True)
-                record("peers", rows, ("separator", "audio_s", "threads"))
+                record("peers", rows, ("separator", "audio_s", "threads"), each_processor=True)
 
 
 def said(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recorded import rows
+from recorded import cpu, rows
 
 from edgesep.report import markdown_table
 
@@ -134,14 +134,14 @@ def streaming() -> str:
         lines.append(f"| {r['runtime']} | {r['stream_ms']:.2f} | {r['window_ms']:.1f} | {r['cheaper']:.0f} |")
     lines += ["", "TFACM at its published size (8 kHz, 8 ms window, 1 ms hop), 8 hops a call, 0.5 s of context:", ""]
     lines += [
-        "| runtime | precision | operators | threads | p50 ms | RTF, of rounds | cores share a cache | they do not"
-        " | SNR to offline dB |",
-        "|" + "---|" * 9,
+        "| processor | runtime | precision | operators | threads | p50 ms | RTF, of rounds | cores share a cache"
+        " | they do not | SNR to offline dB |",
+        "|" + "---|" * 10,
     ]
     for r in parts["published"]:
         apart = [f"{v:.2f}" if v is not None and r["threads"] > 1 else "" for v in (r["rtf_near"], r["rtf_far"])]
         lines.append(
-            f"| {r['runtime']} | {r['precision']} | {r['ops']} | {r['threads']} | {r['p50_ms']:.2f}"
+            f"| {cpu(r)} | {r['runtime']} | {r['precision']} | {r['ops']} | {r['threads']} | {r['p50_ms']:.2f}"
             f" | {r['rtf']:.2f} [{r['rtf_low']:.2f}, {r['rtf_high']:.2f}] | {' | '.join(apart)}"
             f" | {r['output_snr_db']:.0f} |"
         )
@@ -234,19 +234,50 @@ def _by_part(found: list[dict[str, Any]]) -> list[str]:
     return [f"| `{n}` | {share[n]:.1%} | {-10 * math.log10(noise[n]):.1f} | {worst[n]:.3f} |" for n in ranked]
 
 
+PLAIN = "plain export, onnxruntime"
+
+
 def peers() -> str:
-    """Published sizes: ours and what one would do otherwise."""
+    """Published sizes on each processor: the fastest of the others, of ours in float and of ours in lower precision."""
+    lines = [
+        "| processor | separator | audio | plain export ms | fastest other | edgesep, fp32"
+        " | edgesep, lower precision |",
+        "|" + "---|" * 7,
+    ]
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for r in rows("peers"):
+        if "faster" in r and r["threads"] == 2:
+            cases.setdefault((cpu(r), r["separator"], r["audio_s"]), []).append(r)
+    for (processor, separator, audio_s), found in cases.items():
+        ours = [r for r in found if r["candidate"].startswith("edgesep")]
+        base = next(r for r in found if r["candidate"] == PLAIN)
+        columns = [
+            [r for r in found if r not in ours and r is not base],
+            [r for r in ours if r["candidate"].endswith("fp32")],
+            [r for r in ours if not r["candidate"].endswith("fp32")],
+        ]
+        best = [max(column, key=lambda r: r["faster"]) for column in columns]
+        cells = [f"{r['faster']:.2f} ({r['candidate'].removeprefix('edgesep, ')})" for r in best]
+        lines.append(f"| {processor} | {separator} | {audio_s:g} s | {base['p50_ms']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def all_peers() -> str:
+    """Every candidate on the processor of the first row, and what earlier runs on it found."""
     lines = [
         "| separator | audio | threads | candidate | p50 ms | times the plain export's speed | before"
         " | output SNR dB | of peak | MB |",
         "|" + "---|" * 10,
     ]
     same = ("separator", "audio_s", "threads", "candidate")
+    home = rows("peers")[0]
     again: dict[tuple[Any, ...], list[str]] = {}
     for r in rows("peers_again"):
-        if "faster" in r:
+        if "faster" in r and cpu(r) == cpu(home):
             again.setdefault(tuple(r[k] for k in same), []).append(f"{r['faster']:.2f}")
     for r in rows("peers"):
+        if cpu(r) != cpu(home):
+            continue
         case = f"| {r['separator']} | {r['audio_s']:g} s | {r['threads']} | {r['candidate']}"
         if "failed" in r:
             lines.append(f"{case} | failed | | | | | |")
@@ -256,14 +287,13 @@ def peers() -> str:
             f" | {', '.join(again.get(tuple(r[k] for k in same), []))}"
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
-    found = rows("peers")[0]
-    lines += ["", f"Measured on {found['environment']['cpu']}, {found['environment']['cores']} cores."]
-    return "\n".join([*lines, *_with_front_end()])
+    lines += ["", f"Measured on {cpu(home)}, {home['environment']['cores']} cores."]
+    return "\n".join([*lines, *_with_front_end(cpu(home))])
 
 
-def _with_front_end() -> list[str]:
+def _with_front_end(processor: str) -> list[str]:
     """IIANet and its front-end, one after the other: medians of both, added."""
-    timed = [r for r in rows("peers") if "p50_ms" in r and (r["audio_s"], r["threads"]) == (1, 2)]
+    timed = [r for r in rows("peers") if "p50_ms" in r and (cpu(r), r["audio_s"], r["threads"]) == (processor, 1, 2)]
     parts = [
         {r["candidate"]: r["p50_ms"] for r in timed if r["separator"] == name}
         for name in ("IIANet", "IIANet's front-end")
@@ -273,7 +303,7 @@ def _with_front_end() -> list[str]:
         return []
     lines = ["", "IIANet with its front-end, from mouth crops on, 1 s, 2 threads (medians of both graphs, added):", ""]
     lines += ["| candidate | front-end ms | both ms | times the plain export's speed |", "|" + "---|" * 4]
-    base = both["plain export, onnxruntime"]
+    base = both[PLAIN]
     for what, ms in both.items():
         lines.append(f"| {what} | {parts[1][what]:.1f} | {ms:.1f} | {base / ms:.2f} |")
     return lines
@@ -320,7 +350,10 @@ def papers() -> str:
 
 
 def filled(text: str) -> str:
-    for make in (demo, runtimes, peers, lengths, compression, scan, overlapping, streaming, long_files, papers, demos):
+    for make in (
+        *(demo, runtimes, peers, all_peers, lengths, compression),
+        *(scan, overlapping, streaming, long_files, papers, demos),
+    ):
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

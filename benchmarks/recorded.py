@@ -32,12 +32,24 @@ def about() -> dict[str, Any]:
     return {"date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip(), "environment": measure.environment()}
 
 
-def record(name: str, new: Iterable[dict[str, Any]], same: tuple[str, ...] = ()) -> None:
+def cpu(row: dict[str, Any]) -> str:
+    """The processor that a row was measured on."""
+    return str(row["environment"]["cpu"])
+
+
+def record(
+    name: str, new: Iterable[dict[str, Any]], same: tuple[str, ...] = (), *, each_processor: bool = False
+) -> None:
     """Put rows in the place of those that agree with one of them in the keys ``same``; beside all where none is named.
 
-    What ``about`` says is added to rows that do not say so themselves.
+    What ``about`` says is added to rows that do not say so themselves. With ``each_processor`` rows of other processors
+    stay.
     """
+
+    def case(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (*(row.get(k) for k in same), cpu(row) if each_processor else None)
+
     made = [row | {key: value for key, value in about().items() if key not in row} for row in new]
-    replaced = {tuple(row.get(k) for k in same) for row in made}
-    kept = [row for row in rows(name) if not same or tuple(row.get(k) for k in same) not in replaced]
+    replaced = {case(row) for row in made}
+    kept = [row for row in rows(name) if not same or case(row) not in replaced]
     file_of(name).write_text("".join(json.dumps(row) + "\n" for row in [*kept, *made]))
