@@ -11,8 +11,8 @@ it is; without it one set reads one frame after another.
     h = sigmoid(g_o) tanh(c)
 
 The matrix may be in eight bits (``in_bytes``): ``recurrent (G, ceil(H/4), 4, 64)`` int8, four of its rows side by side
-for each of 16 channels, and ``scale (G, 4, 16)``. Then h may be rounded to steps of 1/127 in its product: where the
-processor has products of bytes, four times as fast.
+for each of 16 channels, and ``scale (G, 4, 16)``. Then h may be rounded to steps of 1/127 in its product, where the
+processor sums products of integers.
 
 Gives ``y (L, 1, S·R, H)``, h after every step, and the last h and c, as ONNX's LSTM does.
 """

@@ -7,6 +7,7 @@ namespace edgesep {
 namespace EDGESEP_ISA {
 
 constexpr int64_t kGroup = EDGESEP_ATTENTION_GROUP;  // frames side by side: the same on every instruction set
+constexpr int kParts = static_cast<int>(kGroup) / kLanes;  // registers of a group
 constexpr float kFinest = 8.3e6f;  // integers that add up to this stay below 2**31 when they weigh 255 each
 
 // A plain loop: compilers widen registers of bytes better than what the vector types let one say.

@@ -13,7 +13,6 @@ namespace EDGESEP_ISA {
 
 namespace {
 
-constexpr int kParts = static_cast<int>(kGroup) / kLanes;
 constexpr int kRows = kParts == 1 ? 8 : 4;  // past frames at a time, as many as there are registers for
 constexpr float kNothing = -50.0f;  // what is hidden weighs nothing, not a denormal number, which processors are slow at
 

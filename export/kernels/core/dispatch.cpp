@@ -1,5 +1,8 @@
 // Chooses the instruction set once, when the library is loaded; edgesep_use overrides it (tests and benchmarks).
 #include <cstring>
+#ifdef EDGESEP_X86
+#include <cpuid.h>
+#endif
 
 #include "causal_conv.h"
 #include "conv_norm.h"
@@ -21,14 +24,16 @@
   X(pooled, EdgesepPooled)               \
   X(gated, EdgesepGated)                 \
   X(gated_backward, EdgesepGatedBackward)
-// Those that may multiply what has fewer bits: pairs of bfloat16, integers.
-#define EDGESEP_NARROW_KERNELS(X)            \
-  X(window_product, EdgesepWindows)      \
-  X(mamba, EdgesepMamba)                 \
+// Those that may multiply pairs of bfloat16.
+#define EDGESEP_PAIR_KERNELS(X)     \
+  X(window_product, EdgesepWindows) \
+  X(mamba, EdgesepMamba)
+// Those that may multiply integers.
+#define EDGESEP_INTEGER_KERNELS(X)       \
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
   X(lstm, EdgesepLstm)
-#define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_NARROW_KERNELS(X)
+#define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_PAIR_KERNELS(X) EDGESEP_INTEGER_KERNELS(X)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);
@@ -45,43 +50,68 @@ namespace avx512 {
 EDGESEP_KERNELS(EDGESEP_DECLARE)
 }
 namespace avx512bf16 {
-EDGESEP_NARROW_KERNELS(EDGESEP_DECLARE)
+EDGESEP_PAIR_KERNELS(EDGESEP_DECLARE)
+}
+namespace avx512vnni {
+EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
+}
+namespace avxvnni {
+EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
 }
 #endif
 }  // namespace edgesep
 
 namespace {
 
+#ifdef EDGESEP_X86
+// Not among the names that compilers of these years know: leaf 7, part 1, eax, bit 4.
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
 struct Table {
   const char* isa;
   EDGESEP_KERNELS(EDGESEP_MEMBER)
 };
 
+#define EDGESEP_BASELINE(name, type) edgesep::baseline::name,
+#define EDGESEP_AVX2(name, type) edgesep::avx2::name,
+#define EDGESEP_AVXVNNI(name, type) edgesep::avxvnni::name,
+#define EDGESEP_AVX512(name, type) edgesep::avx512::name,
+#define EDGESEP_AVX512VNNI(name, type) edgesep::avx512vnni::name,
+#define EDGESEP_AVX512BF16(name, type) edgesep::avx512bf16::name,
+
+// The best one first.
 const Table kTables[] = {
 #ifdef EDGESEP_X86
-#define EDGESEP_ENTRY(name, type) edgesep::avx512::name,
-#define EDGESEP_NARROW_ENTRY(name, type) edgesep::avx512bf16::name,
-    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_ENTRY) EDGESEP_NARROW_KERNELS(EDGESEP_NARROW_ENTRY)},
-    {"avx512", EDGESEP_KERNELS(EDGESEP_ENTRY)},
-#undef EDGESEP_ENTRY
-#define EDGESEP_ENTRY(name, type) edgesep::avx2::name,
-    {"avx2", EDGESEP_KERNELS(EDGESEP_ENTRY)},
-#undef EDGESEP_ENTRY
+    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512BF16)
+                       EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
+    {"avx512vnni", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512)
+                       EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
+    {"avx512", EDGESEP_KERNELS(EDGESEP_AVX512)},
+    {"avxvnni", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
+                    EDGESEP_INTEGER_KERNELS(EDGESEP_AVXVNNI)},
+    {"avx2", EDGESEP_KERNELS(EDGESEP_AVX2)},
 #endif
-#define EDGESEP_ENTRY(name, type) edgesep::baseline::name,
-    {"baseline", EDGESEP_KERNELS(EDGESEP_ENTRY)},
-#undef EDGESEP_ENTRY
+    {"baseline", EDGESEP_KERNELS(EDGESEP_BASELINE)},
 };
 
 bool supported(const char* isa) {
+  const auto is = [&](const char* name) { return !std::strcmp(isa, name); };
 #ifdef EDGESEP_X86
-  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-  if (!std::strcmp(isa, "avx512bf16"))
-    return wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  if (!std::strcmp(isa, "avx512")) return wide;
-  if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool integers = wide && __builtin_cpu_supports("avx512vnni");
+  if (is("avx512bf16")) return integers && __builtin_cpu_supports("avx512bf16");
+  if (is("avx512vnni")) return integers;
+  if (is("avx512")) return wide;
+  if (is("avxvnni")) return two && has_avxvnni();
+  if (is("avx2")) return two;
 #endif
-  return !std::strcmp(isa, "baseline");
+  return is("baseline");
 }
 
 const Table* best() {

@@ -12,8 +12,8 @@
 //
 // The matrix may be in eight bits instead, with a scale for each channel of each gate: bytes (groups, hidden / 4 rounded
 // up, 4, 16, 4) hold four hidden inputs side by side, zeros behind the last one; scale (groups, 4, 16). Then, where a
-// processor sums products of bytes, h, which lies within -1 and 1, is rounded to steps of 1/127 in that product alone (an
-// initial_h beyond is cut off in it): that is four times as fast.
+// processor sums products of integers, h, which lies within -1 and 1, is rounded to steps of 1/127 in that product alone
+// (an initial_h beyond is cut off in it): a quarter to read, and four products at a time where there are those of bytes.
 #pragma once
 #include <stdint.h>
 

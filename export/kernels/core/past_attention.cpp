@@ -94,23 +94,28 @@ void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t
   const int64_t count = std::min(kGroup, s.frames - group * kGroup);
   const float* weights = s.weights + (item * edgesep_attention_groups(&s) + group) * (s.past + s.frames) * kGroup;
   float* y = s.y + (item * s.frames + group * kGroup) * s.features + c;
-  Vec most{};
-  for (int64_t j = 0; j < s.past; ++j) {
-    const Vec w = load(weights + j * kGroup, kLanes);
-    most = w > most ? w : most;
+  Vec most[kParts] = {}, scale[kParts];
+  for (int64_t j = 0; j < s.past; ++j)
+    for (int p = 0; p < kParts; ++p) {
+      const Vec w = load(weights + j * kGroup + p * kLanes, kLanes);
+      most[p] = w > most[p] ? w : most[p];
+    }
+  for (int p = 0; p < kParts; ++p) {
+    const Vec finest = splat(kFinest), fine = 32767.0f / most[p];
+    scale[p] = fine < finest ? fine : finest;
   }
-  const Vec finest = splat(kFinest), fine = 32767.0f / most, scale = fine < finest ? fine : finest;
-  const auto weight = [&](int64_t j) {
-    return j < s.past ? (IntVec)rounded(load(weights + j * kGroup, kLanes) * scale) : IntVec{};
+  const auto weight = [&](int64_t j, int p) {
+    return j < s.past ? (IntVec)rounded(load(weights + j * kGroup + p * kLanes, kLanes) * scale[p]) : IntVec{};
   };
-  IntVec total{};  // unsigned: what NaN was rounded to may be anything
+  IntVec total[kParts] = {};  // unsigned: what NaN was rounded to may be anything
   for (int64_t j = 0; j < s.past; j += kBlock) {
     int32_t pairs[kBlock / 2 * kGroup];
-    for (int64_t i = 0; i < kBlock; i += 2) {
-      const IntVec one = weight(j + i), other = weight(j + i + 1);
-      total += one + other;
-      store_as(pairs + i / 2 * kGroup, (one & 0xffff) | other << 16, kLanes);
-    }
+    for (int64_t i = 0; i < kBlock; i += 2)
+      for (int p = 0; p < kParts; ++p) {
+        const IntVec one = weight(j + i, p), other = weight(j + i + 1, p);
+        total[p] += one + other;
+        store_as(pairs + i / 2 * kGroup + p * kLanes, (one & 0xffff) | other << 16, kLanes);
+      }
     RoundedRows r{};
     r.count = std::min(kBlock, s.past - j);
     r.stride = r.features = s.features;
@@ -127,7 +132,8 @@ void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t
     }
   }
   for (int64_t n = 0; n < count; ++n) {
-    const float shift = s.v_zero * static_cast<float>(static_cast<int32_t>(total[n])), back = s.v_scale / scale[n];
+    const auto sum = static_cast<int32_t>(total[n / kLanes][n % kLanes]);
+    const float shift = s.v_zero * static_cast<float>(sum), back = s.v_scale / scale[n / kLanes][n % kLanes];
     for (int64_t i = 0; i < width; i += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, width - i);
       float* at = y + n * s.features + i;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -112,10 +112,10 @@ inline void to_pairs(const float* x, int64_t count, float* pairs) {
   }
 }
 
-// Integers where the processor sums their products: to each lane of a sum it adds those of four unsigned with four signed
-// bytes, or of two signed halves. Elsewhere these are only declared: code that needs them is not compiled. (Conversions
-// are functions because GCC makes a register of bytes one by one.)
-#if defined(__AVX512VNNI__)
+// Integers where the processor sums their products: to each lane of a sum those of four unsigned with four signed bytes
+// are added, or of two signed halves. Elsewhere these are only declared: code that needs them is not compiled.
+// (Conversions are functions because GCC makes a register of bytes one by one.)
+#if defined(__AVX512BW__)
 constexpr bool kIntegerProducts = true;
 inline Integers from_bytes(const uint8_t* p, int64_t count) {
   return (Integers)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)load_as<Bytes>(p, count));
@@ -123,18 +123,50 @@ inline Integers from_bytes(const uint8_t* p, int64_t count) {
 inline void store_bytes(uint8_t* p, Integers v) {
   store_as(p, (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v), kLanes);
 }
+inline Integers sum_halves(Integers a, Integers b) { return (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+constexpr bool kIntegerProducts = true;
+inline Integers from_bytes(const uint8_t* p, int64_t count) {
+  int64_t bytes = 0;
+  std::memcpy(&bytes, p, count == kLanes ? sizeof bytes : static_cast<size_t>(count));
+  return (Integers)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes));
+}
+inline void store_bytes(uint8_t* p, Integers v) {
+  const __m256i all = (__m256i)v;
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(halves, halves));
+}
+inline Integers sum_halves(Integers a, Integers b) { return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#else
+constexpr bool kIntegerProducts = false;
+Integers from_bytes(const uint8_t* p, int64_t count);
+void store_bytes(uint8_t* p, Integers v);
+Integers sum_halves(Integers a, Integers b);
+#endif
+
+#if defined(__AVX512VNNI__)
 inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
   return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, (__m512i)by);
 }
 inline Integers add_halves(Integers sum, Integers halves, Integers by) {
   return (Integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)halves, (__m512i)by);
 }
+#elif defined(__AVXVNNI__)
+inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
+  return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)bytes, (__m256i)by);
+}
+inline Integers add_halves(Integers sum, Integers halves, Integers by) {
+  return (Integers)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)halves, (__m256i)by);
+}
 #else
-constexpr bool kIntegerProducts = false;
-Integers from_bytes(const uint8_t* p, int64_t count);
-void store_bytes(uint8_t* p, Integers v);
-Integers add_bytes(Integers sum, Integers bytes, Integers by);
-Integers add_halves(Integers sum, Integers halves, Integers by);
+inline Integers add_halves(Integers sum, Integers halves, Integers by) { return sum + sum_halves(halves, by); }
+// Bytes of even and of odd places as halves: a processor's own products of bytes would stop at 2**15.
+inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
+  typedef int16_t Signed __attribute__((vector_size(4 * kLanes)));
+  typedef uint16_t Unsigned __attribute__((vector_size(4 * kLanes)));
+  const Integers even = (Integers)((Signed)by << 8 >> 8), odd = (Integers)((Signed)by >> 8);
+  return add_halves(add_halves(sum, bytes & 0x00ff00ff, even), (Integers)((Unsigned)bytes >> 8), odd);
+}
 #endif
 
 // Comparisons with NaN are false, so that both keep it. (One instruction, of which GCC makes two.)
