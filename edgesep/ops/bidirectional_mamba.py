@@ -15,7 +15,7 @@ the step sizes. ``x (R, C, n)`` → ``y (R, n, C)``. Of each direction d, forwar
 back. ``in`` and ``through`` are written for a fast algorithm (``unfolded``), which needs 27 instead of 64 products for
 8 taps, the other matrices as ``window_product.grouped`` has them. K is 4 or 8.
 
-With ``bf16``, the inputs named ``PAIRED`` are rounded, and so is what they meet: they hold two rows in each int32, the
+With ``bf16``, the inputs named ``PAIRED`` are rounded, and what they meet may be: they hold two rows in each int32, the
 first of them in its lower half (``pairs``), and C and E are even. The scan is a rough one then.
 """
 

@@ -114,9 +114,18 @@ bool supported(const char* isa) {
   return is("baseline");
 }
 
+// Intel's processors take two cycles for a register of products of pairs, in which they multiply four of floats.
+bool pairs_are_slow() {
+#ifdef EDGESEP_X86
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 const Table* best() {
   for (const Table& table : kTables)
-    if (supported(table.isa)) return &table;
+    if (supported(table.isa) && !(pairs_are_slow() && !std::strcmp(table.isa, "avx512bf16"))) return &table;
   return nullptr;  // not reached: the baseline is always supported
 }
 

@@ -63,7 +63,7 @@ class Block {
         C_(floats(piece_ * s.state)),
         state_(floats(rounded(s.inner, kRowChannels) * s.state)),
         made_(floats(piece_ * s.taps * s.channels)),
-        pairs_(floats(s.pairs ? piece_ * s.inner / 2 : 0)),
+        pairs_(floats(s.pairs && kPairProducts ? piece_ * s.inner / 2 : 0)),
         zeros_(floats(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}))) {}
 
   void row(int64_t row) {
@@ -114,12 +114,13 @@ class Block {
     }
   }
 
-  // `pairs`: the weight is in pairs, and x is made so.
+  // `pairs`: the weight is in pairs, and x is made so where they meet as such.
   void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y, bool pairs,
                const float* residual = nullptr) {
-    if (pairs) to_pairs(x, rows * inputs, pairs_.data());
+    const bool both = pairs && kPairProducts;
+    if (both) to_pairs(x, rows * inputs, pairs_.data());
     EdgesepWindows w{};
-    w.x = pairs ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
+    w.x = both ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
     w.rows = w.windows = rows, w.inputs = pairs ? inputs / 2 : inputs, w.taps = 1, w.outputs = outputs;
     w.pairs = pairs;
     edgesep_window_product(&w, 0, edgesep_window_blocks(&w));

@@ -12,9 +12,9 @@
 // step_bias, D (2, inner); A (2, inner, state); states, steps, out (2, ...): matrices of rank + 2 state, inner and
 // taps x channels outputs as window_product.h has them; bias (channels). All float, contiguous.
 //
-// With `pairs`, what in, states, out and through meet is rounded to bfloat16, and they hold two of it in the bits of each
-// float: rows that lie side by side, of which there are half as many then. channels and inner must be even, and the scan
-// is a rough one.
+// With `pairs`, in, states, out and through hold two bfloat16 in the bits of each float: rows that lie side by side, of
+// which there are half as many then. What they meet is rounded, too, where the processor gains by it. channels and inner
+// must be even, and the scan is a rough one.
 #pragma once
 #include "window_product.h"
 

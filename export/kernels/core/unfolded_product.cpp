@@ -54,13 +54,13 @@ struct Product {
     Below behind(int64_t windows) const { return {near ? near + windows : near, far ? far + windows : far}; }
   };
 
-  int64_t channels, side;  // pairs of them
+  int64_t channels, side;  // pairs of them, where weights are pairs
   const float *x, *weight;
 
   __attribute__((always_inline)) void part(Sums<blocks>& sums) {
     for (int64_t left = channels; left > 0; left -= side, x += kUnfoldedBlocks * kSide)
       for (int64_t c = 0; c < std::min(left, side); ++c, weight += kUnfoldedGroup) {
-        const float *const from = x + c, *const by = weight;
+        const float *const from = x + c * Number::kMet, *const by = weight;
         Vec w[kWide];
         for (int v = 0; v < kWide; ++v) w[v] = load(by + v * kLanes, kLanes);
         for (int b = 0; b < blocks; ++b)
@@ -139,7 +139,7 @@ void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t bl
         }
       float* const to = parts + from * kUnfoldedBlocks + b * kSide;
       split(x, apart, to);
-      for (int64_t part = 0; pairs && part < edgesep_unfolded_parts(taps); ++part)
+      for (int64_t part = 0; pairs && kPairProducts && part < edgesep_unfolded_parts(taps); ++part)
         to_pairs(to + part * apart, kSide, to + part * apart);  // in place: two become one
     }
 }

@@ -25,7 +25,8 @@ constexpr int64_t kUnfoldedBlocks = kRegisters == 32 ? 12 : 6;  // blocks of `ta
 constexpr int64_t kUnfoldedTaps = 8;
 
 // What the sums of W meet, for `blocks` blocks of windows that may lie anywhere: rows (blocks, 2 taps - 1), each of
-// `channels`. `pairs`: as pairs of bfloat16, of channels that lie side by side; the weight is too.
+// `channels`. `pairs`: the weight is in pairs of bfloat16, of channels that lie side by side, and so are the parts where
+// they meet as such (kPairProducts).
 void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t blocks, bool pairs, float* parts);
 int64_t unfolded_size(int64_t channels, int64_t taps);  // of parts, whatever the blocks
 

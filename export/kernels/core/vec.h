@@ -74,7 +74,7 @@ inline IntVec float_to_bits(Vec v) {
   return i;
 }
 
-// Two bfloat16 in the bits of a float, the first one in the lower half: a weight or an input in a product of pairs.
+// Two bfloat16 in the bits of a float, the first one in the lower half: weights or inputs in a product of pairs.
 inline uint32_t bits_of(const float* p) {
   uint32_t bits;
   std::memcpy(&bits, p, sizeof bits);
@@ -86,23 +86,32 @@ inline uint32_t rounded_bits(float x) {  // to the nearest bfloat16, ties to eve
   return (bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u;
 }
 
-// What is summed up in a product: a weight of each lane and one input.
+// What is summed up in a product: a weight of each lane and what it meets, kMet floats from x on.
 struct Single {
+  static constexpr int kMet = 1;
   static Vec add(Vec sum, Vec weights, const float* x) { return sum + weights * *x; }
 };
 
-struct Pair {
-  static Vec add(Vec sum, Vec weights, const float* x) {
-    const IntVec inputs = IntVec{} + bits_of(x);
+// Weights in pairs. They meet a pair where the processor sums products of pairs, elsewhere two floats: to round these, too,
+// would gain nothing.
 #if defined(__AVX512BF16__)
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
-#else
-    const IntVec both = float_to_bits(weights);
-    return sum + bits_to_float(both << 16) * bits_to_float(inputs << 16) +
-           bits_to_float(both & 0xffff0000u) * bits_to_float(inputs & 0xffff0000u);
-#endif
+constexpr bool kPairProducts = true;
+struct Pair {
+  static constexpr int kMet = 1;
+  static Vec add(Vec sum, Vec weights, const float* x) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)(IntVec{} + bits_of(x)));
   }
 };
+#else
+constexpr bool kPairProducts = false;
+struct Pair {
+  static constexpr int kMet = 2;
+  static Vec add(Vec sum, Vec weights, const float* x) {
+    const IntVec both = float_to_bits(weights);
+    return sum + bits_to_float(both << 16) * x[0] + bits_to_float(both & 0xffff0000u) * x[1];
+  }
+};
+#endif
 
 // x (count), an even number, as pairs.
 inline void to_pairs(const float* x, int64_t count, float* pairs) {

@@ -51,13 +51,13 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
     const float* x[windows];
     for (int m = 0; m < windows; ++m) {
       const int64_t row = s.index ? s.index[(tile.first + m) * s.taps + k] : tile.first + m;
-      x[m] = row < 0 ? tile.zeros : s.x + row * s.inputs;
+      x[m] = row < 0 ? tile.zeros : s.x + row * s.inputs * Number::kMet;
     }
     for (int64_t c = 0; c < s.inputs; ++c, weight += kGroup) {
       Vec w[wide];
       for (int v = 0; v < wide; ++v) w[v] = load(weight + v * kLanes, kLanes);
       for (int m = 0; m < windows; ++m)
-        for (int v = 0; v < wide; ++v) sums[m][v] = Number::add(sums[m][v], w[v], x[m] + c);
+        for (int v = 0; v < wide; ++v) sums[m][v] = Number::add(sums[m][v], w[v], x[m] + c * Number::kMet);
     }
   }
   for (int v = 0; v < wide; ++v) {
@@ -68,7 +68,7 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
 
 template <class Number>
 void product(const EdgesepWindows* s, int64_t first, int64_t end) {
-  const std::vector<float> zeros(static_cast<size_t>(s->inputs));
+  const std::vector<float> zeros(static_cast<size_t>(s->inputs * Number::kMet));
   const int64_t begin = first * kBlock, stop = std::min(end * kBlock, s->windows);
   for (int64_t from = 0; from < s->outputs; from += kWide * kLanes) {  // a strip of the matrix at a time
     const auto strip = [&](auto wide) {

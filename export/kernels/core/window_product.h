@@ -25,7 +25,9 @@ typedef struct {
   float* y;
   int64_t rows, inputs, windows, taps, outputs;
   int32_t unfolded;
-  int32_t pairs;  // x and weight are pairs of bfloat16, of inputs that lie side by side: `inputs` of them
+  // The weight is in pairs of bfloat16, of inputs that lie side by side: `inputs` of them. So is x in an instruction set
+  // that sums products of pairs; elsewhere it holds floats, twice as many.
+  int32_t pairs;
 } EdgesepWindows;
 
 static inline int64_t edgesep_unfolded_parts(int64_t taps) {
