@@ -2,7 +2,7 @@
 
 Sources travel with the package (``edgesep/native``); each folder with an ``adapter.*`` is a library for one runtime,
 ``core`` the kernels alone, compiled once and held by the others. A build is cached by its sources, target, runtime
-version and compiler; the library holds every instruction set and chooses when it is loaded. A library's name in a
+version and compilers; the library holds every instruction set and chooses when it is loaded. A library's name in a
 bundle says what it was built for.
 """
 
@@ -31,6 +31,7 @@ from edgesep.store import alone, default_root
 
 SOURCES = Path(__file__).parent / "native"
 TARGETS = {"x86_64": "g++", "aarch64": "g++-aarch64-linux-gnu"}  # machine → Debian's package of its compiler
+CUDA = ("tensorrt", "cuda-tests")  # kinds that nvcc compiles
 log = logging.getLogger(__name__)
 
 
@@ -110,15 +111,19 @@ def _options(kind: str, target: str | None) -> list[str]:
         made.append(f"-DOpenVINO_DIR={Path(found.origin).parent / 'cmake'}")
     if kind == "onnxruntime" and (headers := os.environ.get("ONNXRUNTIME_INCLUDE_DIR")):
         made.append(f"-DONNXRUNTIME_INCLUDE_DIR={headers}")  # checks our own declarations
-    if kind in ("tensorrt", "cuda-tests"):
+    if kind in CUDA:
         if made:
             raise UnsupportedError(f"CUDA kernels for {target} are built on the device itself")
-        if not (nvcc := shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")):
-            raise UnsupportedError("nvcc is not found; install the CUDA toolkit (on a Jetson it comes with JetPack)")
-        made.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+        made.append(f"-DCMAKE_CUDA_COMPILER={_nvcc()}")
     if kind == "tensorrt":
         made.append(f"-DTENSORRT_INCLUDE_DIR={_tensorrt_headers()}")
     return made
+
+
+def _nvcc() -> str:
+    if found := shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin"):
+        return found
+    raise UnsupportedError("nvcc is not found; install the CUDA toolkit (on a Jetson it comes with JetPack)")
 
 
 def _tensorrt_headers() -> Path:
@@ -138,6 +143,15 @@ def _prefix(kind: str, target: str | None) -> str:
     flags = (os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS"))  # CMake reads them
     made_of = "".join([sources_digest(), file_name(kind, target), *flags])
     return f"kernels-{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+
+
+def _made_with(kind: str, cxx: str) -> list[str]:
+    """What the compilers say of themselves, and TensorRT's headers of their release: an upgrade needs a new build."""
+    compilers = [cxx, _nvcc()] if kind in CUDA else [cxx]
+    said = [subprocess.run([c, "--version"], capture_output=True, text=True, check=False).stdout for c in compilers]
+    if kind == "tensorrt" and (release := _tensorrt_headers() / "NvInferVersion.h").is_file():
+        said.append(release.read_text())
+    return said
 
 
 def find(kind: str, target: str | None = None) -> Path | None:
@@ -161,9 +175,9 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     """
     if kind not in ("tests", "cuda-tests"):
         _refuse_unknown(kind)
-    cxx = compiler(target)
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    key = hashlib.sha256("\0".join([version, *options]).encode()).hexdigest()[:12]
+    cxx, own = compiler(target), _options(kind, target)
+    versions = _made_with(kind, cxx)
+    key = hashlib.sha256("\0".join([*versions, *options]).encode()).hexdigest()[:12]
     # Builds with options are named apart: find() must not hand a sanitized library to an artifact.
     folder = default_root() / f"{'options-' if options else ''}{_prefix(kind, target)}-{key}"
     if folder.is_dir():
@@ -178,8 +192,8 @@ def build(kind: str = "core", *options: str, target: str | None = None) -> Path:
     try:
         with alone(folder):
             if not folder.is_dir():
-                log.info("compiling the native kernels (%s) with %s", kind, version)
-                made = [f"-DEDGESEP_BUILD={kind}", *_options(kind, target), *options]
+                log.info("compiling the native kernels (%s) with %s", kind, versions[0].split("\n")[0])
+                made = [f"-DEDGESEP_BUILD={kind}", *own, *options]
                 if kind not in ("core", "cuda-tests"):
                     made.append(f"-DEDGESEP_CORE={build('core', *options, target=target)}")
                 _compile([f"-DCMAKE_CXX_COMPILER={cxx}", *made], scratch)

@@ -211,6 +211,27 @@ def test_without_tensorrt_the_error_names_its_headers(monkeypatch, tmp_path):
         kernels.build("tensorrt")
 
 
+def test_another_release_of_tensorrt_or_of_a_compiler_asks_for_a_new_build(monkeypatch, tmp_path):
+    headers, nvcc = tmp_path / "include", tmp_path / "nvcc"
+    headers.mkdir()
+    (headers / "NvInfer.h").touch()
+    which = shutil.which
+    monkeypatch.setattr(kernels.shutil, "which", lambda tool, **k: str(nvcc) if tool == "nvcc" else which(tool, **k))
+    monkeypatch.setattr(kernels, "_compile", lambda *_: None)
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(headers))
+    monkeypatch.setenv("EDGESEP_CACHE", str(tmp_path / "cache"))
+
+    def built(tensorrt: str, cuda: str):
+        (headers / "NvInferVersion.h").write_text(tensorrt)
+        nvcc.write_text(f"#!/bin/sh\necho {cuda}\n")
+        nvcc.chmod(0o755)
+        return kernels.build("tensorrt")
+
+    first = built("10.3", "12.6")
+    assert built("10.3", "12.6") == first
+    assert len({first, built("10.7", "12.6"), built("10.3", "13.0")}) == 3
+
+
 def test_kernels_for_no_known_runtime_or_target_are_refused():
     with pytest.raises(InputError, match="there are for onnxruntime, openvino, tensorrt"):
         kernels.build("tflite")

@@ -173,7 +173,7 @@ void nan_stays_in_its_row(std::vector<float> Data::* where, const char* name) {
   expect(good, std::string("NaN in ") + name + " stays in its row");
 }
 
-void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, int64_t taps) {
+void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, int64_t taps, bool reverse) {
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   const auto sized = [](int64_t count) { return std::vector<float>(static_cast<size_t>(count)); };
@@ -182,7 +182,7 @@ void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, 
     for (float& value : *v) value = normal(random);
   EdgesepConv s{};
   s.x = x.data(), s.w = w.data(), s.bias = bias.data(), s.y = y.data();
-  s.batch = batch, s.length = length, s.channels = channels, s.taps = taps;
+  s.batch = batch, s.length = length, s.channels = channels, s.taps = taps, s.reverse = reverse;
   edgesep_conv(&s, 0, edgesep_conv_rows(&s));
   std::vector<double> wanted(x.size());
   for (int64_t b = 0; b < batch; ++b)
@@ -190,12 +190,12 @@ void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, 
       for (int64_t c = 0; c < channels; ++c) {
         double sum = bias[size_t(c)];
         for (int64_t k = 0; k < taps; ++k)
-          if (const int64_t from = t - taps + 1 + k; from >= 0)
+          if (const int64_t back = taps - 1 - k, from = reverse ? t + back : t - back; from >= 0 && from < length)
             sum += double(w[size_t(c * taps + k)]) * x[size_t((b * length + from) * channels + c)];
         wanted[size_t((b * length + t) * channels + c)] = sum / (1 + std::exp(-sum));
       }
   const double found = snr_db(y, wanted);
-  expect(found >= kLimitDb, "conv " + std::to_string(channels) + " channels, " + std::to_string(taps) + " taps: " +
+  expect(found >= kLimitDb, (reverse ? "reverse conv " : "conv ") + std::to_string(channels) + " channels, " + std::to_string(taps) + " taps: " +
                                 std::to_string(found) + " dB");
 }
 
@@ -219,7 +219,7 @@ void scans_and_convolutions_equal_the_reference() {
   nan_stays_in_its_row(&Data::delta, "delta");
   nan_stays_in_its_row(&Data::z, "z");
   for (const auto& [channels, taps] : {std::pair<int64_t, int64_t>{16, 4}, {37, 4}, {5, 1}, {20, 8}})
-    conv_equals_the_reference(2, 33, channels, taps);
+    for (bool reverse : {false, true}) conv_equals_the_reference(2, 33, channels, taps, reverse);
 }
 
 void misfits_are_named() {
