@@ -33,6 +33,7 @@ def export_checked(
         The files written, and a sentence for each graph with its output SNR in dB.
 
     Raises:
+        InputError: native operators are asked for and the separator has none, or ``out`` is not empty.
         VerificationError: the output SNR against the original is below 80 dB; nothing is written.
     """
     module = runtime(name)
@@ -47,7 +48,7 @@ def export_checked(
             if graph_of is None:
                 continue
             folder.mkdir(exist_ok=True)
-            files, sentence = _export(graph_of, module, name, folder, tick, native)
+            files, sentence = _export(graph_of, module, name, folder, tick, native, main=graph_of is separator)
             written += [folder.relative_to(partial) / f for f in files]
             said.append(sentence)
         replace_folder(partial, out)
@@ -58,14 +59,17 @@ def export_checked(
 
 
 def _export(
-    separator: Separator, module: Any, name: str, folder: Path, tick: Tick, native: bool
+    separator: Separator, module: Any, name: str, folder: Path, tick: Tick, native: bool, main: bool
 ) -> tuple[list[str], str]:
     """One graph: its files in ``folder``, and what the check found."""
     tick(0, 0, f"exporting {separator.name} to ONNX")
     model = folder / "model.onnx"
     graph.export_onnx(separator, separator.module, model)
     library = None
-    native = native and onnx_forms.has_native_form(onnx.load(model), module)
+    has_both = native and onnx_forms.has_native_form(onnx.load(model), module)
+    if native and not has_both and main:
+        raise InputError(f"{separator.name} has no native operators for {name}; leave --native out")
+    native = has_both
     if native:
         kernels.refuse_without(module)
         tick(0, 0, f"compiling the native kernels for {name}")

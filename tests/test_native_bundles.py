@@ -8,6 +8,7 @@ from conftest import shallow, target, write_recipe, write_set
 
 import edgesep
 from edgesep import InputError, UnsupportedError, kernels
+from edgesep.export import export_checked
 from edgesep.line import deploy
 from edgesep.runtimes import runtime
 from edgesep.store import Store
@@ -71,6 +72,8 @@ def test_a_separator_without_native_operators_refuses_them(golden, mixtures, cac
     recipe = write_recipe(tmp_path, checkpoint, mixtures, target("onnxruntime", ops="native"))
     with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave ops"):
         deploy(recipe, tmp_path / "out", store=Store(cache))
+    with pytest.raises(InputError, match="TFACMCausal has no native operators for onnxruntime; leave --native out"):
+        export_checked(edgesep.load_separator(checkpoint), "onnxruntime", tmp_path / "out", native=True)
     assert not (tmp_path / "out").exists()
 
 
