@@ -244,6 +244,7 @@ def peers() -> str:
         " | edgesep, lower precision |",
         "|" + "---|" * 7,
     ]
+    again = before()
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for r in rows("peers"):
         if "faster" in r and r["threads"] == 2:
@@ -257,9 +258,26 @@ def peers() -> str:
             [r for r in ours if not r["candidate"].endswith("fp32")],
         ]
         best = [max(column, key=lambda r: r["faster"]) for column in columns]
-        cells = [f"{r['faster']:.2f} ({r['candidate'].removeprefix('edgesep, ')})" for r in best]
+        cells = [f"{r['faster']:.2f} ({r['candidate'].removeprefix('edgesep, ')}){earlier(r, again)}" for r in best]
         lines.append(f"| {processor} | {separator} | {audio_s:g} s | {base['p50_ms']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+SAME = ("separator", "audio_s", "threads", "candidate")
+
+
+def before() -> dict[tuple[Any, ...], list[str]]:
+    """What earlier runs found on the same processor: how many times faster."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for r in rows("peers_again"):
+        if "faster" in r:
+            found.setdefault((cpu(r), *(r[k] for k in SAME)), []).append(f"{r['faster']:.2f}")
+    return found
+
+
+def earlier(row: dict[str, Any], again: dict[tuple[Any, ...], list[str]]) -> str:
+    found = again.get((cpu(row), *(row[k] for k in SAME)))
+    return f"; before {', '.join(found)}" if found else ""
 
 
 def all_peers() -> str:
@@ -269,12 +287,7 @@ def all_peers() -> str:
         " | output SNR dB | of peak | MB |",
         "|" + "---|" * 10,
     ]
-    same = ("separator", "audio_s", "threads", "candidate")
-    home = rows("peers")[0]
-    again: dict[tuple[Any, ...], list[str]] = {}
-    for r in rows("peers_again"):
-        if "faster" in r and cpu(r) == cpu(home):
-            again.setdefault(tuple(r[k] for k in same), []).append(f"{r['faster']:.2f}")
+    home, again = rows("peers")[0], before()
     for r in rows("peers"):
         if cpu(r) != cpu(home):
             continue
@@ -284,7 +297,7 @@ def all_peers() -> str:
             continue
         lines.append(
             f"{case} | {r['p50_ms']:.1f} | {r['faster']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-            f" | {', '.join(again.get(tuple(r[k] for k in same), []))}"
+            f" | {', '.join(again.get((cpu(r), *(r[k] for k in SAME)), []))}"
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
     lines += ["", f"Measured on {cpu(home)}, {home['environment']['cores']} cores."]
