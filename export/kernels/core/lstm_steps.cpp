@@ -133,6 +133,7 @@ inline void multiply_bytes(const Step& s, int64_t channel, int64_t count, Sums<r
   Integers whole[rows][kGates];
   for (int g = 0; g < kGates; ++g) {
     const Integers none = -load_as<Integers>(m.of_middle.data() + at + g * kGroup, kLanes);
+    EDGESEP_UNROLLED  // or the sums would lie in memory
     for (int r = 0; r < rows; ++r) whole[r][g] = none;
   }
   for (int64_t q = 0; q < m.quads; ++q) {
@@ -144,6 +145,7 @@ inline void multiply_bytes(const Step& s, int64_t channel, int64_t count, Sums<r
       for (int g = 0; g < kGates; ++g) whole[r][g] = add_bytes(whole[r][g], Integers{} + four, w[g]);
     }
   }
+  EDGESEP_UNROLLED
   for (int r = 0; r < rows; ++r)
     for (int g = 0; g < kGates; ++g)
       sums[r][g] = load(s.gates + (r * kGates + g) * s.hidden + channel, count) +
@@ -158,14 +160,19 @@ void advance(const Step& s, int64_t channel, int64_t count) {
     multiply_bytes<rows>(s, channel, count, sums);
   else
     multiply<rows>(s, channel, count, sums);
+  // With e = e^-x, sigmoid is 1 / (1 + e) and tanh (1 - e²) / (1 + e²): one division makes the cell, one the output. In
+  // two loops, because a processor overlaps as many rows as it has instructions in sight.
   for (int r = 0; r < rows; ++r) {
-    // With e = e^-x, sigmoid is 1 / (1 + e) and tanh (1 - e²) / (1 + e²): one division makes the cell, one the output.
     const Vec i = falling<kBytes>(sums[r][kInput]) + 1.0f, f = falling<kBytes>(sums[r][kForget]) + 1.0f;
-    const Vec o = falling<kBytes>(sums[r][kOutput]) + 1.0f, g = falling<kBytes>(2.0f * sums[r][kCell]), ig = i * (g + 1.0f);
+    const Vec g = falling<kBytes>(2.0f * sums[r][kCell]), ig = i * (g + 1.0f);
     float* cell = s.cell + r * H + channel;
     const Vec c = (load(cell, count) * ig + (1.0f - g) * f) / (f * ig);
     store(cell, c, count);
-    const Vec e = falling<kBytes>(2.0f * c), h = (1.0f - e) / ((e + 1.0f) * o);
+    sums[r][kCell] = c;
+  }
+  for (int r = 0; r < rows; ++r) {
+    const Vec e = falling<kBytes>(2.0f * sums[r][kCell]), o = falling<kBytes>(sums[r][kOutput]) + 1.0f;
+    const Vec h = (1.0f - e) / ((e + 1.0f) * o);
     store(s.after + r * H + channel, h, count);
     if (kBytes) Hidden::put(s.bytes_after + r * Hidden::size(H) + channel, h);
   }
