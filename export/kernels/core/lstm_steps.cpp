@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kGates = 4, kInput = 0, kOutput = 1, kForget = 2, kCell = 3;
 constexpr int64_t kGroup = EDGESEP_LSTM_GROUP;
-constexpr int kRows = kLanes == 16 ? 6 : 2;  // with four gates each, as many as stay in registers
+constexpr int kRows = kLanes == 16 ? 6 : 3;  // with four gates each, as many as stay in registers
 
 // e^-x of what sigmoid and tanh make of x, held where three of them can be multiplied; beyond that both are flat. A rough
 // one is far closer than a step of h in bytes.

@@ -17,7 +17,7 @@ namespace EDGESEP_ISA {
 namespace {
 
 constexpr int64_t kGroup = EDGESEP_WINDOW_GROUP, kBlock = EDGESEP_WINDOW_BLOCK;
-constexpr int kWindows = kRegisters == 32 ? 6 : 4, kWide = kRegisters == 32 ? 4 : 2;
+constexpr int kWindows = 6, kWide = kRegisters == 32 ? 4 : 2;
 
 // Windows from `first` on, and outputs from `from` on.
 struct Tile {
@@ -45,6 +45,7 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
   Vec sums[windows][wide];
   for (int v = 0; v < wide; ++v) {
     const Vec bias = load(s.bias + tile.from + v * kLanes, outputs(v));
+    EDGESEP_UNROLLED  // or sums would lie in memory
     for (int m = 0; m < windows; ++m) sums[m][v] = bias;
   }
   for (int64_t k = 0; k < s.taps; ++k) {
@@ -60,9 +61,13 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
         for (int v = 0; v < wide; ++v) sums[m][v] = Number::add(sums[m][v], w[v], x[m] + c * Number::kMet);
     }
   }
+  Vec made[windows][wide];
+  EDGESEP_UNROLLED
+  for (int m = 0; m < windows; ++m)
+    for (int v = 0; v < wide; ++v) made[m][v] = sums[m][v];
   for (int v = 0; v < wide; ++v) {
     const int64_t count = outputs(v), at = tile.from + v * kLanes;
-    for (int m = 0; m < windows && count > 0; ++m) finish(s, sums[m][v], tile.first + m, at, count);
+    for (int m = 0; m < windows && count > 0; ++m) finish(s, made[m][v], tile.first + m, at, count);
   }
 }
 
