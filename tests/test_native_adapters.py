@@ -252,6 +252,14 @@ def test_the_plain_tests_pass_under_the_sanitizers():
     assert passed, [line for line in said if not line.startswith("ok")]
 
 
+@pytest.mark.slow  # compiles everything once more
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_clang_compiles_the_kernels_without_a_warning(name, monkeypatch):
+    monkeypatch.setenv("CXX", "clang++")
+    assert kernels.library(name).is_file()
+
+
 @pytest.mark.slow  # an emulator
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),

@@ -16,7 +16,7 @@ namespace {
 constexpr int kRows = kParts == 1 ? 8 : 4;  // past frames at a time, as many as there are registers for
 constexpr float kNothing = -50.0f;  // what is hidden weighs nothing, not a denormal number, which processors are slow at
 
-inline void to_halves(const uint8_t* __restrict from, int64_t count, uint16_t* __restrict to) {
+[[maybe_unused]] inline void to_halves(const uint8_t* __restrict from, int64_t count, uint16_t* __restrict to) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 

@@ -69,7 +69,7 @@ struct ByteMatrix {
 };
 
 // The matrix in eight bits as floats, for processors that do not sum products of bytes.
-std::vector<float> as_floats(const EdgesepLstm& s) {
+[[maybe_unused]] std::vector<float> as_floats(const EdgesepLstm& s) {
   const int64_t groups = (s.hidden + kGroup - 1) / kGroup, quads = (s.hidden + 3) / 4, wide = kGates * kGroup;
   std::vector<float> made(static_cast<size_t>(groups * s.hidden * wide));
   for (int64_t row = 0; row < groups * quads; ++row) {
@@ -133,7 +133,7 @@ inline void multiply_bytes(const Step& s, int64_t channel, int64_t count, Sums<r
   Integers whole[rows][kGates];
   for (int g = 0; g < kGates; ++g) {
     const Integers none = -load_as<Integers>(m.of_middle.data() + at + g * kGroup, kLanes);
-    EDGESEP_UNROLLED  // or the sums would lie in memory
+#pragma GCC unroll 8  // or the sums would lie in memory
     for (int r = 0; r < rows; ++r) whole[r][g] = none;
   }
   for (int64_t q = 0; q < m.quads; ++q) {
@@ -145,7 +145,7 @@ inline void multiply_bytes(const Step& s, int64_t channel, int64_t count, Sums<r
       for (int g = 0; g < kGates; ++g) whole[r][g] = add_bytes(whole[r][g], Integers{} + four, w[g]);
     }
   }
-  EDGESEP_UNROLLED
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
     for (int g = 0; g < kGates; ++g)
       sums[r][g] = load(s.gates + (r * kGates + g) * s.hidden + channel, count) +

@@ -90,7 +90,7 @@ void over_features(AnyRows r, int64_t width) {
 
 // y of some frames of an item, columns c to c + width, from rounded values of the past alone. Weights become halves of
 // words, as queries do.
-void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t c, int64_t width) {
+[[maybe_unused]] void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t c, int64_t width) {
   const int64_t count = std::min(kGroup, s.frames - group * kGroup);
   const float* weights = s.weights + (item * edgesep_attention_groups(&s) + group) * (s.past + s.frames) * kGroup;
   float* y = s.y + (item * s.frames + group * kGroup) * s.features + c;

@@ -234,13 +234,6 @@ inline bool any_above(Vec x, float limit) {
   return false;
 }
 
-// Before a loop of constant length over an array of registers: they stay registers only where every index is a constant.
-#if defined(__clang__)
-#define EDGESEP_UNROLLED _Pragma("unroll")
-#else
-#define EDGESEP_UNROLLED _Pragma("GCC unroll 8")
-#endif
-
 // f with a count, from 1 to `most`, as a type: a loop over it is unrolled, and what it sums stays in registers.
 template <int most, typename F>
 inline void with_constant(int64_t count, F f) {

@@ -45,7 +45,7 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
   Vec sums[windows][wide];
   for (int v = 0; v < wide; ++v) {
     const Vec bias = load(s.bias + tile.from + v * kLanes, outputs(v));
-    EDGESEP_UNROLLED  // or sums would lie in memory
+#pragma GCC unroll 8  // or sums would lie in memory
     for (int m = 0; m < windows; ++m) sums[m][v] = bias;
   }
   for (int64_t k = 0; k < s.taps; ++k) {
@@ -62,7 +62,7 @@ void multiply(const EdgesepWindows& s, const Tile& tile) {
     }
   }
   Vec made[windows][wide];
-  EDGESEP_UNROLLED
+#pragma GCC unroll 8
   for (int m = 0; m < windows; ++m)
     for (int v = 0; v < wide; ++v) made[m][v] = sums[m][v];
   for (int v = 0; v < wide; ++v) {
