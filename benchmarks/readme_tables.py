@@ -258,26 +258,26 @@ def peers() -> str:
             [r for r in ours if not r["candidate"].endswith("fp32")],
         ]
         best = [max(column, key=lambda r: r["faster"]) for column in columns]
-        cells = [f"{r['faster']:.2f} ({r['candidate'].removeprefix('edgesep, ')}){earlier(r, again)}" for r in best]
+        cells = [
+            f"{r['faster']:.2f} ({r['candidate'].removeprefix('edgesep, ')})"
+            + (f"; before {again[_candidate(r)]}" if _candidate(r) in again else "")
+            for r in best
+        ]
         lines.append(f"| {processor} | {separator} | {audio_s:g} s | {base['p50_ms']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-SAME = ("separator", "audio_s", "threads", "candidate")
-
-
-def before() -> dict[tuple[Any, ...], list[str]]:
-    """What earlier runs found on the same processor: how many times faster."""
+def before() -> dict[tuple[Any, ...], str]:
+    """How many times faster earlier runs found a candidate on the same processor."""
     found: dict[tuple[Any, ...], list[str]] = {}
     for r in rows("peers_again"):
         if "faster" in r:
-            found.setdefault((cpu(r), *(r[k] for k in SAME)), []).append(f"{r['faster']:.2f}")
-    return found
+            found.setdefault(_candidate(r), []).append(f"{r['faster']:.2f}")
+    return {candidate: ", ".join(ratios) for candidate, ratios in found.items()}
 
 
-def earlier(row: dict[str, Any], again: dict[tuple[Any, ...], list[str]]) -> str:
-    found = again.get((cpu(row), *(row[k] for k in SAME)))
-    return f"; before {', '.join(found)}" if found else ""
+def _candidate(row: dict[str, Any]) -> tuple[Any, ...]:
+    return cpu(row), row["separator"], row["audio_s"], row["threads"], row["candidate"]
 
 
 def all_peers() -> str:
@@ -297,7 +297,7 @@ def all_peers() -> str:
             continue
         lines.append(
             f"{case} | {r['p50_ms']:.1f} | {r['faster']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-            f" | {', '.join(again.get((cpu(r), *(r[k] for k in SAME)), []))}"
+            f" | {again.get(_candidate(r), '')}"
             f" | {r['output_snr_db']:.1f} | {r['of_peak']:.0%} | {r['memory_mb']:.0f} |"
         )
     lines += ["", f"Measured on {cpu(home)}, {home['environment']['cores']} cores."]
@@ -362,11 +362,24 @@ def papers() -> str:
     return "\n".join(lines)
 
 
+TABLES = (
+    demo,
+    runtimes,
+    peers,
+    all_peers,
+    lengths,
+    compression,
+    scan,
+    overlapping,
+    streaming,
+    long_files,
+    papers,
+    demos,
+)
+
+
 def filled(text: str) -> str:
-    for make in (
-        *(demo, runtimes, peers, all_peers, lengths, compression),
-        *(scan, overlapping, streaming, long_files, papers, demos),
-    ):
+    for make in TABLES:
         pattern = rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, count=1, flags=re.DOTALL)
         if not found:

@@ -4,8 +4,8 @@
     python benchmarks/streaming.py demo-bundle-hearing-aid edgesep/demo/hearingaid.pth
     python benchmarks/streaming.py demo-bundle-hearing-aid edgesep/demo/hearingaid.pth --part drift
 
-The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces its part's rows; those of
-the published size stay where another processor measured them):
+The parts, each a group of rows in ``results/streaming.jsonl`` (a rerun replaces its part's rows; those of the published
+size only where the same processor measured them):
 
 * drift: ten minutes of stream, the same minute of mixtures ten times: SI-SNR of every minute, memory before and after;
   then ten seconds of silence, and then ten seconds 40 dB louder, and the minute again after each.

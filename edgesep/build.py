@@ -59,22 +59,16 @@ def build(
         UnsupportedError: the kernels cannot be compiled here.
     """
     module, (model, key) = runtime(target.runtime), models[made_by(target)]
-    native, has_both = target.ops == "native", onnx_forms.has_native_form(onnx.load(model), module)
-    if native and not has_both and main:
-        raise InputError(
-            f'{separator.name} has no native operators for {target.runtime}; leave ops = "portable" for this target'
-        )
-    native = native and has_both
+    has_both = onnx_forms.has_native_form(onnx.load(model), module)
     library = None
-    if native:
-        kernels.refuse_without(module)
-        tick(0, 0, f"compiling the native kernels for {target.runtime}")
-        library = kernels.library(target.runtime)
+    if target.ops == "native":
+        instead = 'leave ops = "portable" for this target'
+        library = native_library(separator, has_both, target.runtime, instead, tick, main=main)
 
     def make(folder: Path) -> None:
         tick(0, 0, f"building {separator.name} for {target.runtime} {target.precision}")
         form = folder / "model.onnx"
-        onnx_forms.write_form(model, form, module, native=native, precision=target.precision)
+        onnx_forms.write_form(model, form, module, native=library is not None, precision=target.precision)
         files = module.build(form, folder, target.precision, separator.profile(), library)
         (folder / "files.json").write_text(json.dumps(files))
 
@@ -106,6 +100,29 @@ def build(
     except UnsupportedError as e:
         return replace(artifact, note=str(e))
     return artifact
+
+
+def native_library(
+    separator: Separator, has_form: bool, kind: str, instead: str, tick: Tick, *, main: bool
+) -> Path | None:
+    """The kernels that a graph wants compiled; None for a front-end that has no native form.
+
+    Args:
+        has_form: whether the graph has one for this runtime (``has_native_form``).
+        instead: what to ask for where it has none.
+        main: the separator itself, not its front-end.
+
+    Raises:
+        InputError: the separator itself has none.
+        UnsupportedError: the runtime takes no kernels, or they cannot be compiled here.
+    """
+    if not has_form:
+        if main:
+            raise InputError(f"{separator.name} has no native operators for {kind}; {instead}")
+        return None
+    kernels.refuse_without(runtime(kind))
+    tick(0, 0, f"compiling the native kernels for {kind}")
+    return kernels.library(kind)
 
 
 def claim(out: Path) -> Path:

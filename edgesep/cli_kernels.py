@@ -39,11 +39,11 @@ def kernels_test(
     cuda: Annotated[bool, typer.Option("--cuda", help="the CUDA kernels on this machine's GPU, with times")] = False,
 ) -> None:
     """Run the kernels' own tests: every instruction set against float64, under the sanitizers; qemu for a target."""
-    from edgesep import kernels
+    from edgesep.kernels_tests import run_cuda_tests, run_tests
 
     with progress() as tick:
         tick(0, 0, "compiling and running the tests")
-        passed, lines = kernels.run_cuda_tests() if cuda else kernels.run_tests(target)
+        passed, lines = run_cuda_tests() if cuda else run_tests(target)
     print("\n".join(lines))
     raise typer.Exit(0 if passed else 1)
 

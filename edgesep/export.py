@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from edgesep import graph, kernels, verify
-from edgesep.build import claim
+from edgesep.build import claim, native_library
 from edgesep.golden import ODD_LENGTHS_S
 from edgesep.ops import onnx_forms
 from edgesep.passes.base import Tick, silent
@@ -66,16 +66,13 @@ def _export(
     model = folder / "model.onnx"
     graph.export_onnx(separator, separator.module, model)
     library = None
-    has_both = native and onnx_forms.has_native_form(onnx.load(model), module)
-    if native and not has_both and main:
-        raise InputError(f"{separator.name} has no native operators for {name}; leave --native out")
-    native = has_both
     if native:
-        kernels.refuse_without(module)
-        tick(0, 0, f"compiling the native kernels for {name}")
-        library = folder / kernels.file_name(name)
-        shutil.copyfile(kernels.library(name), library)
-    onnx_forms.write_form(model, model, module, native=native)
+        has_form = onnx_forms.has_native_form(onnx.load(model), module)
+        compiled = native_library(separator, has_form, name, "leave --native out", tick, main=main)
+        if compiled:
+            library = folder / kernels.file_name(name)
+            shutil.copyfile(compiled, library)
+    onnx_forms.write_form(model, model, module, native=library is not None)
     tick(0, 0, f"building {separator.name} for {name}")
     files = module.build(model, folder, "fp32", separator.profile(), library)
     files += [library.name] if library else []

@@ -9,7 +9,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper
 
-from edgesep import InputError, UnsupportedError, kernels
+from edgesep import InputError, UnsupportedError, kernels, kernels_tests
 from edgesep.ops import causal_conv, onnx_forms, selective_scan, selective_scan_onnx
 from edgesep.verify import output_snr_db
 
@@ -248,12 +248,12 @@ def test_openvino_for_another_machine_is_built_there(monkeypatch):
 
 
 def test_the_plain_tests_pass_under_the_sanitizers():
-    passed, said = kernels.run_tests()
+    passed, said = kernels_tests.run_tests()
     assert passed, [line for line in said if not line.startswith("ok")]
 
 
 @pytest.mark.slow  # compiles everything once more
-@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang")
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang++, a second compiler")
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_clang_compiles_the_kernels_without_a_warning(name, monkeypatch):
     monkeypatch.setenv("CXX", "clang++")
@@ -266,6 +266,6 @@ def test_clang_compiles_the_kernels_without_a_warning(name, monkeypatch):
     reason="needs g++-aarch64-linux-gnu and qemu-user",
 )
 def test_the_plain_tests_pass_on_aarch64():
-    passed, said = kernels.run_tests("aarch64")
+    passed, said = kernels_tests.run_tests("aarch64")
     assert passed, [line for line in said if not line.startswith("ok")]
     assert kernels.library("onnxruntime", "aarch64").is_file()

@@ -195,14 +195,13 @@ void conv_equals_the_reference(int64_t batch, int64_t length, int64_t channels, 
         wanted[size_t((b * length + t) * channels + c)] = sum / (1 + std::exp(-sum));
       }
   const double found = snr_db(y, wanted);
-  expect(found >= kLimitDb, (reverse ? "reverse conv " : "conv ") + std::to_string(channels) + " channels, " + std::to_string(taps) + " taps: " +
-                                std::to_string(found) + " dB");
+  expect(found >= kLimitDb, (reverse ? "reverse conv " : "conv ") + std::to_string(channels) + " channels, " +
+                                std::to_string(taps) + " taps: " + std::to_string(found) + " dB");
 }
 
 void scans_and_convolutions_equal_the_reference() {
   for (int64_t length : {1, 2, 37, 4096})
     for (const auto& [channels, state] : {std::pair<int64_t, int64_t>{1, 16}, {16, 16}, {37, 1}, {23, 5}, {50, 64}}) {
-      if (length * state > 65536) continue;  // the reference takes seconds
       scan_equals_the_reference({2, length, channels, state, true, false, true, true, true, false, -2, 1});
       scan_equals_the_reference({1, length, channels, state, true, true, true, true, true, true, -2, 1});
     }
