@@ -4,8 +4,8 @@ Shapes: N frames of a call, T past frames; the operator's own stand in ``ops.pas
 
 A call brings a few frames, and runtimes spend it on everything but its sums: the past is copied into a matrix
 product's own order before a few frames meet it. So both products with the past, both with the call's own frames and the
-softmax between them → ``PastAttention``, which reads the past as it lies; in INT8 that is eight bits, and what it meets
-has 15 or is in float.
+softmax between them → ``PastAttention``, which reads the past as it lies; in INT8 that is eight bits, and so has what
+weighs values, a query 15; or both are in float.
 """
 
 from __future__ import annotations

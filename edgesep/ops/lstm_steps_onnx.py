@@ -10,8 +10,10 @@ from typing import Any
 import onnx
 
 from edgesep.ops import lstm_steps as contract
+from edgesep.ops.schemas import dims_of, put_dims
 
 INPUTS = ("gates", "recurrent", "initial_h", "initial_c")
+STATE = 2
 
 
 def schema() -> onnx.defs.OpSchema:
@@ -44,16 +46,7 @@ def schema() -> onnx.defs.OpSchema:
 
 def infer(context: Any) -> None:
     """States are shaped as they came; before the rows of ``y`` stand its steps and an axis of one."""
-    state = context.get_input_type(2)
     for i in range(1, context.get_num_outputs()):
-        context.set_output_type(i, state)
-    y = onnx.TypeProto()
-    y.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    if state.tensor_type.HasField("shape"):
-        steps = y.tensor_type.shape.dim.add()
-        if context.get_num_inputs() > len(INPUTS) and (given := context.get_input_type(len(INPUTS))):
-            order = given.tensor_type
-            if order.HasField("shape"):
-                steps.CopyFrom(order.shape.dim[0])
-        y.tensor_type.shape.dim.extend(state.tensor_type.shape.dim)
-    context.set_output_type(0, y)
+        context.set_output_type(i, context.get_input_type(STATE))
+    state, order = dims_of(context, STATE), dims_of(context, len(INPUTS))
+    put_dims(context, [order[0] if order else 0, *state] if state else [])

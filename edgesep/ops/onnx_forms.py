@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from onnx import helper, inliner
 
-from edgesep import fusion, mamba_fusion, ops, rows, stream_fusion, window_fusion
+from edgesep import fusion, head_fusion, mamba_fusion, ops, rows, stream_fusion, window_fusion
 from edgesep.onnx_edit import fold_rearranged, inferred_shapes
 
 DOMAIN = "edgesep"
@@ -125,7 +125,7 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
         made = fusion.fuse(made)
     elif getattr(runtime, "FUSES", False) and streams(made):
         shapes = inferred_shapes(made)  # before: those behind operators of ours cannot be
-        made = stream_fusion.fuse(made)
+        made = stream_fusion.fuse(head_fusion.fuse(made))
         if precision != "bf16":
             made = window_fusion.fuse(made, shapes, unfold=precision == "fp32")
     elif getattr(runtime, "FUSES", False):

@@ -5,7 +5,8 @@ d)``, ``past_v (B, h, T, e)``; ``hidden (N, T + N)``: 0, or minus infinity for w
 
     s = q [past_k; k]' + hidden,  y = softmax(s) [past_v; v]
 
-The past may be uint8: with an attribute ``k_scale`` (``v_scale``) other than 0 it is scale · (integer - zero).
+The past may be uint8: with an attribute ``k_scale`` (``v_scale``) other than 0 it is scale · (integer - zero). Then a
+query may be rounded to 15 bits, and what a frame's past weighs to eight, where the processor sums products of integers.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ const char* const kNormNames[kNormInputs] = {"x",    "weight", "bias",    "gamma
                                              "index", "x_stats", "x_bias", "x_gamma", "x_beta", "x_shift", "x_index"};
 const char* const kPooledNames[kPooledInputs] = {"total",   "x",      "index",   "weight",
                                                  "x_stats", "x_bias", "x_gamma", "x_beta"};
+const char* const kHeadNormNames[kHeadNormInputs] = {"x", "gain", "bias", "slope"};
 const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
 const char* const kLstmNames[kLstmInputs] = {"gates",     "recurrent", "initial_h",
                                               "initial_c", "order",     "scale"};
@@ -17,7 +18,7 @@ const char* const kMambaNames[kMambaInputs] = {"x",     "in",        "conv_weigh
 
 namespace {
 
-std::string text(const std::vector<int64_t>& dims) {
+std::string text(const Dims& dims) {
   std::string out = "(";
   for (size_t i = 0; i < dims.size(); ++i) out += (i ? ", " : "") + std::to_string(dims[i]);
   return out + ")";
@@ -32,12 +33,12 @@ int64_t taps_of_parts(int64_t parts) {
 
 // The first input that is missing or differs from what the first ones determine.
 std::string first_misfit(const std::vector<Input>& inputs, const char* const* names, int required,
-                         const std::vector<std::vector<int64_t>>& wanted) {
+                         std::initializer_list<Dims> wanted) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].given) {
       if (static_cast<int>(i) < required) return std::string(names[i]) + " is missing";
-    } else if (inputs[i].dims != wanted[i]) {
-      return std::string(names[i]) + " has shape " + text(inputs[i].dims) + ", expected " + text(wanted[i]) +
+    } else if (inputs[i].dims != wanted.begin()[i]) {
+      return std::string(names[i]) + " has shape " + text(inputs[i].dims) + ", expected " + text(wanted.begin()[i]) +
              " beside " + names[0] + " " + text(inputs[0].dims);
     }
   }
@@ -78,15 +79,14 @@ std::string check_scan(const std::vector<Input>& in, EdgesepScan* sizes) {
   if (state > EDGESEP_SCAN_MAX_STATE)
     return "A has " + std::to_string(state) + " states, at most " + std::to_string(EDGESEP_SCAN_MAX_STATE) +
            " are supported; use the portable scan";
-  const std::vector<int64_t> sequence_shape = {batch, length, channels}, mixing = {batch, length, state};
-  const std::vector<std::vector<int64_t>> wanted = {sequence_shape, sequence_shape, {channels, state},
-                                                    mixing,         mixing,         {channels},
-                                                    sequence_shape, {channels},     {batch, channels, state}};
+  const Dims sequence_shape = {batch, length, channels}, mixing = {batch, length, state};
   sizes->batch = batch;
   sizes->length = length;
   sizes->channels = channels;
   sizes->state = state;
-  return first_misfit(in, kScanNames, kScanRequired, wanted);
+  return first_misfit(in, kScanNames, kScanRequired,
+                      {sequence_shape, sequence_shape, {channels, state}, mixing, mixing, {channels}, sequence_shape,
+                       {channels}, {batch, channels, state}});
 }
 
 std::string check_conv(const std::vector<Input>& in, EdgesepConv* sizes) {
@@ -132,10 +132,10 @@ std::string check_norm(const std::vector<Input>& in, int64_t stride, EdgesepConv
   if (in[12].given && in[kNormReadIndex].given && in[12].dims.size() == rank) sizes->x_coarse = in[12].dims[rank - 2];
   if (in[8].given != in[10].given || in[8].given != in[11].given || (in[9].given && !in[8].given))
     return "x_stats, x_gamma and x_beta belong together (x_bias with them), one of them is missing";
-  std::vector<int64_t> joined = in[0].dims, read = in[0].dims;
+  Dims joined = in[0].dims, read = in[0].dims;
   joined[rank - 2] = sizes->coarse;
   read[rank - 2] = sizes->x_coarse;
-  const std::vector<int64_t> vector = {channels};
+  const Dims vector = {channels};
   return first_misfit(in, kNormNames, kNormRequired,
                       {in[0].dims,
                        {sizes->taps, channels},
@@ -172,11 +172,11 @@ std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
   sizes->frames = in[1].dims[in[1].dims.size() - 2];
   if (in[3].dims.size() != 2) return "weight has shape " + text(in[3].dims) + ", expected (coarse frames, span)";
   sizes->span = in[3].dims[1];
-  std::vector<int64_t> fine = in[0].dims;
+  Dims fine = in[0].dims;
   fine[rank - 2] = sizes->frames;
   if (in[4].given != in[6].given || in[4].given != in[7].given || (in[5].given && !in[4].given))
     return "x_stats, x_gamma and x_beta belong together (x_bias with them), one of them is missing";
-  const std::vector<int64_t> vector = {sizes->channels};
+  const Dims vector = {sizes->channels};
   return first_misfit(in, kPooledNames, kPooledRequired,
                       {in[0].dims,
                        fine,
@@ -186,6 +186,24 @@ std::string check_pooled(const std::vector<Input>& in, EdgesepPooled* sizes) {
                        vector,
                        vector,
                        vector});
+}
+
+std::string check_head_norm(const std::vector<Input>& in, EdgesepHeadNorm* sizes) {
+  if (in.size() != kHeadNormInputs) return "HeadNorm takes 3 or 4 inputs, got " + std::to_string(in.size());
+  const Dims&x = in[0].dims, &gain = in[1].dims;
+  if (!in[1].given || gain.size() != 3 || gain[0] < 1 || gain[1] < 1 || gain[2] < 1)
+    return "gain has shape " + text(gain) + ", expected (heads, bins, features)";
+  sizes->heads = gain[0], sizes->bins = gain[1], sizes->features = gain[2];
+  sizes->channels = x.empty() ? 0 : x.back();
+  const int64_t end = sizes->first + sizes->heads * sizes->features;
+  if (!in[0].given || sizes->first < 0 || end > sizes->channels)
+    return "x has shape " + text(x) + ", expected rows of " + std::to_string(end) + " channels or more";
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < x.size(); ++i) rows *= x[i];
+  if (rows < 1 || rows % sizes->bins)
+    return "x has shape " + text(x) + ", expected frames of " + std::to_string(sizes->bins) + " rows";
+  sizes->frames = rows / sizes->bins;
+  return first_misfit(in, kHeadNormNames, kHeadNormRequired, {x, gain, gain, {sizes->heads * sizes->features}});
 }
 
 std::string check_attention(const std::vector<Input>& in, EdgesepAttention* sizes) {
@@ -199,7 +217,7 @@ std::string check_attention(const std::vector<Input>& in, EdgesepAttention* size
       return std::string(kAttentionNames[i]) + " has shape " + text(in[i].dims) +
              ", expected (batch, heads, frames, features)";
   }
-  const std::vector<int64_t>& q = in[0].dims;
+  const Dims& q = in[0].dims;
   sizes->items = q[0] * q[1];
   sizes->frames = q[2];
   sizes->keys = q[3];
@@ -216,13 +234,13 @@ std::string check_attention(const std::vector<Input>& in, EdgesepAttention* size
 
 std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
   if (in.size() != kLstmInputs) return "LstmSteps takes 4 to 6 inputs, got " + std::to_string(in.size());
-  const std::vector<int64_t>&gates = in[0].dims, &recurrent = in[1].dims, &state = in[2].dims, &order = in[4].dims;
+  const Dims&gates = in[0].dims, &recurrent = in[1].dims, &state = in[2].dims, &order = in[4].dims;
   if (!in[0].given) return "gates is missing";
   const bool bytes = in[kLstmScale].given;
   sizes->hidden = state.empty() ? 0 : state.back();
   const int64_t groups = (sizes->hidden + EDGESEP_LSTM_GROUP - 1) / EDGESEP_LSTM_GROUP;
   const int64_t inputs = bytes ? (sizes->hidden + 3) / 4 : sizes->hidden;
-  const std::vector<int64_t> matrix = {groups, inputs, 4, EDGESEP_LSTM_GROUP * (bytes ? 4 : 1)};
+  const Dims matrix = {groups, inputs, 4, EDGESEP_LSTM_GROUP * (bytes ? 4 : 1)};
   if (!in[1].given || sizes->hidden < 1 || recurrent != matrix)
     return "recurrent has shape " + text(recurrent) + ", expected " + text(matrix) + " for " +
            std::to_string(sizes->hidden) + " hidden" + (bytes ? " in eight bits" : "");
@@ -244,13 +262,13 @@ std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
            std::to_string(4 * sizes->hidden) + ")";
   sizes->frames = count / frame;
   sizes->steps = in[4].given ? order[0] : sizes->frames;
-  const std::vector<int64_t> states = {1, state[1], sizes->hidden};
+  const Dims states = {1, state[1], sizes->hidden};
   return first_misfit(in, kLstmNames, kLstmRequired, {gates, recurrent, states, states, order, {groups, 4, EDGESEP_LSTM_GROUP}});
 }
 
 std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
   if (in.size() != kWindowInputs) return "WindowProduct takes 3 to 6 inputs, got " + std::to_string(in.size());
-  const std::vector<int64_t>&x = in[0].dims, &weight = in[1].dims, &bias = in[2].dims, &index = in[3].dims;
+  const Dims&x = in[0].dims, &weight = in[1].dims, &bias = in[2].dims, &index = in[3].dims;
   const int64_t group = EDGESEP_WINDOW_GROUP;
   if (!in[2].given || bias.size() != 1 || bias[0] < 1) return "bias has shape " + text(bias) + ", expected (outputs)";
   sizes->outputs = bias[0];
@@ -282,8 +300,8 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
 
 std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   if (in.size() != kMambaInputs) return "BidirectionalMamba takes 12 inputs, got " + std::to_string(in.size());
-  const std::vector<int64_t>&x = in[0].dims, &wide = in[1].dims, &conv = in[2].dims;
-  const std::vector<int64_t>&steps = in[5].dims, &A = in[7].dims;
+  const Dims&x = in[0].dims, &wide = in[1].dims, &conv = in[2].dims;
+  const Dims&steps = in[5].dims, &A = in[7].dims;
   if (!in[0].given || x.size() != 3 || x[0] < 1 || x[1] < 1)
     return "x has shape " + text(x) + ", expected (rows, channels, length)";
   const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };
@@ -304,7 +322,7 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   const int64_t unfolded = EDGESEP_UNFOLDED_GROUP, numbers = sizes->pairs ? 2 : 1;
   if (x[1] % numbers || inner % numbers)
     return "bfloat16 takes an even number of channels, got " + std::to_string(x[1]) + " and " + std::to_string(inner);
-  const std::vector<int64_t> each = {2, inner};
+  const Dims each = {2, inner};
   return first_misfit(in, kMambaNames, kMambaInputs,
                       {x,
                        {2, 2, groups(inner, unfolded), parts, x[1] / numbers, unfolded},

@@ -6,6 +6,7 @@
 
 #include "causal_conv.h"
 #include "conv_norm.h"
+#include "head_norm.h"
 #include "lstm_steps.h"
 #include "mamba.h"
 #include "past_attention.h"
@@ -23,6 +24,7 @@
   X(conv_norm_backward, EdgesepConvNormBackward) \
   X(pooled, EdgesepPooled)               \
   X(gated, EdgesepGated)                 \
+  X(head_norm, EdgesepHeadNorm)          \
   X(gated_backward, EdgesepGatedBackward)
 // Those that may multiply pairs of bfloat16.
 #define EDGESEP_PAIR_KERNELS(X)     \

@@ -45,36 +45,6 @@ inline void combine(const Rows& r, int64_t lanes) {
     for (int w = 0; w < width; ++w) store(r.y + f * r.features + w * kLanes, sums[f][w], size(w));
 }
 
-// Some rows of rounded values, what pairs of them weigh, and where their sums go, as integers.
-struct RoundedRows {
-  const uint8_t* values;
-  int64_t count, stride;
-  const int32_t* weights;  // pairs of rows x kGroup, two halves each
-  float* y;                // of the first frame: room for the sums
-  int64_t features;
-  bool first;
-};
-
-template <int frames, int width>
-inline void combine(const RoundedRows& r, int64_t lanes) {
-  const auto size = [&](int w) { return w == width - 1 ? lanes : int64_t{kLanes}; };
-  Integers sums[frames][width] = {};
-  if (!r.first)
-    for (int f = 0; f < frames; ++f)
-      for (int w = 0; w < width; ++w) sums[f][w] = load_as<Integers>(r.y + f * r.features + w * kLanes, size(w));
-  const uint8_t* from = r.values;
-  const int32_t* share = r.weights;
-  for (int64_t j = 0; j < r.count; j += 2, from += 2 * r.stride, share += kGroup) {
-    const uint8_t* other = j + 1 < r.count ? from + r.stride : from;  // which weighs nothing then
-    for (int w = 0; w < width; ++w) {
-      const Integers both = from_bytes(from + w * kLanes, size(w)) | from_bytes(other + w * kLanes, size(w)) << 16;
-      for (int f = 0; f < frames; ++f) sums[f][w] = add_halves(sums[f][w], both, Integers{} + share[f]);
-    }
-  }
-  for (int f = 0; f < frames; ++f)
-    for (int w = 0; w < width; ++w) store_as(r.y + f * r.features + w * kLanes, sums[f][w], size(w));
-}
-
 constexpr int kFrames = kLanes == 16 ? 8 : 4;  // with two registers of features each, as many as stay in registers
 
 template <int frames, class AnyRows>
@@ -88,52 +58,122 @@ void over_features(AnyRows r, int64_t width) {
   for (; width > 0; step(kLanes)) combine<frames, 1>(r, std::min<int64_t>(kLanes, width));
 }
 
-// y of some frames of an item, columns c to c + width, from rounded values of the past alone. Weights become halves of
-// words, as queries do.
+// What rounded values are summed with: weights of several rows side by side in a lane, and so the values of these rows for
+// a strip of 4 kLanes features. Weights are integers up to kMost.
+struct Quads {  // four rows: weights have eight bits, values are signed
+  static constexpr int kRows = 4, kBits = 8, kMost = 255, kZero = 128;
+  static void join(const uint8_t* const* rows, Integers* to) {
+    interleave(rows, to);
+    for (int v = 0; v < 4; ++v) to[v] ^= 0x80808080;
+  }
+  static Integers add(Integers sum, Integers weights, Integers values) { return add_bytes(sum, weights, values); }
+};
+struct Pairs {  // two rows, where a processor has no sums of products of bytes: weights have 15 bits
+  static constexpr int kRows = 2, kBits = 16, kMost = 32767, kZero = 0;
+  static void join(const uint8_t* const* rows, Integers* to) {
+    for (int v = 0; v < 4; ++v)
+      to[v] = from_bytes(rows[0] + v * kLanes, kLanes) | from_bytes(rows[1] + v * kLanes, kLanes) << 16;
+  }
+  static Integers add(Integers sum, Integers weights, Integers values) { return add_halves(sum, values, weights); }
+};
+
+constexpr int64_t kStrip = 4 * kLanes, kRounded = 64;  // features that are joined at a time, and rows of them
+
+// Adds units of rows, `wide` registers of features of `frames` frames and `lanes` lanes of the last one, to integers that
+// lie where their sums will.
+template <class Number, int frames, int wide>
+inline void add_rounded(const Integers* values, const int32_t* weights, int64_t units, bool first, float* y,
+                        int64_t features, int64_t lanes) {
+  const auto size = [&](int w) { return w == wide - 1 ? lanes : int64_t{kLanes}; };
+  Integers sums[frames][wide] = {};
+  if (!first)
+#pragma GCC unroll 8  // or sums would lie in memory
+    for (int f = 0; f < frames; ++f)
+#pragma GCC unroll 2
+      for (int w = 0; w < wide; ++w) sums[f][w] = load_as<Integers>(y + f * features + w * kLanes, size(w));
+  for (int64_t u = 0; u < units; ++u, values += 4, weights += kGroup) {
+    Integers v[wide];
+    for (int w = 0; w < wide; ++w) v[w] = values[w];
+#pragma GCC unroll 8
+    for (int f = 0; f < frames; ++f)
+#pragma GCC unroll 2
+      for (int w = 0; w < wide; ++w) sums[f][w] = Number::add(sums[f][w], Integers{} + weights[f], v[w]);
+  }
+#pragma GCC unroll 8
+  for (int f = 0; f < frames; ++f)
+#pragma GCC unroll 2
+    for (int w = 0; w < wide; ++w) store_as(y + f * features + w * kLanes, sums[f][w], size(w));
+}
+
+// y of some frames of an item, columns c to c + width, from rounded values of the past alone. Weights become integers of
+// Number's, which are then taken for shares of what all of the past weighs.
+template <class Number>
 [[maybe_unused]] void sum_rounded(const EdgesepAttention& s, int64_t item, int64_t group, int64_t c, int64_t width) {
+  constexpr int64_t kUnits = kRounded / Number::kRows;
   const int64_t count = std::min(kGroup, s.frames - group * kGroup);
   const float* weights = s.weights + (item * edgesep_attention_groups(&s) + group) * (s.past + s.frames) * kGroup;
+  const uint8_t* past = static_cast<const uint8_t*>(s.past_v) + item * s.past * s.features + c;
   float* y = s.y + (item * s.frames + group * kGroup) * s.features + c;
-  Vec most[kParts] = {}, scale[kParts];
+  Vec most[kParts] = {}, shares[kParts] = {}, scale[kParts];
   for (int64_t j = 0; j < s.past; ++j)
     for (int p = 0; p < kParts; ++p) {
       const Vec w = load(weights + j * kGroup + p * kLanes, kLanes);
       most[p] = w > most[p] ? w : most[p];
+      shares[p] += w;
     }
   for (int p = 0; p < kParts; ++p) {
-    const Vec finest = splat(kFinest), fine = 32767.0f / most[p];
+    const Vec finest = splat(kFinest), fine = static_cast<float>(Number::kMost) / most[p];
     scale[p] = fine < finest ? fine : finest;
   }
-  const auto weight = [&](int64_t j, int p) {
-    return j < s.past ? (IntVec)rounded(load(weights + j * kGroup + p * kLanes, kLanes) * scale[p]) : IntVec{};
-  };
   IntVec total[kParts] = {};  // unsigned: what NaN was rounded to may be anything
-  for (int64_t j = 0; j < s.past; j += kBlock) {
-    int32_t pairs[kBlock / 2 * kGroup];
-    for (int64_t i = 0; i < kBlock; i += 2)
+  for (int64_t j = 0; j < s.past; j += kRounded) {
+    const int64_t rows = std::min(kRounded, s.past - j), units = (rows + Number::kRows - 1) / Number::kRows;
+    alignas(64) int32_t joined_weights[kUnits * kGroup];
+    for (int64_t u = 0; u < units; ++u)
       for (int p = 0; p < kParts; ++p) {
-        const IntVec one = weight(j + i, p), other = weight(j + i + 1, p);
-        total[p] += one + other;
-        store_as(pairs + i / 2 * kGroup + p * kLanes, (one & 0xffff) | other << 16, kLanes);
+        IntVec joined{};
+        for (int r = 0; r < Number::kRows; ++r) {
+          const int64_t row = j + u * Number::kRows + r;
+          if (row == s.past) break;
+          const IntVec w = (IntVec)rounded(load(weights + row * kGroup + p * kLanes, kLanes) * scale[p]);
+          total[p] += w;
+          joined |= (w & ((1u << Number::kBits) - 1)) << r * Number::kBits;
+        }
+        store_as(joined_weights + u * kGroup + p * kLanes, joined, kLanes);
       }
-    RoundedRows r{};
-    r.count = std::min(kBlock, s.past - j);
-    r.stride = r.features = s.features;
-    r.values = static_cast<const uint8_t*>(s.past_v) + (item * s.past + j) * s.features + c;
-    r.first = j == 0;
-    if (j + 2 * kBlock <= s.past)
-      for (int64_t i = kBlock; i < 2 * kBlock; ++i)
-        for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(r.values + i * s.features + b, 0, 2);
-    for (int64_t n = 0; n < count; n += kFrames) {
-      r.weights = pairs + n;
-      r.y = y + n * s.features;
-      with_constant<kFrames>(std::min<int64_t>(kFrames, count - n),
-                             [&](auto frames) { over_features<decltype(frames)::value>(r, width); });
+    for (int64_t i = 0; i < width; i += kStrip) {
+      const int64_t lanes = std::min(kStrip, width - i);
+      Integers values[kUnits * 4];
+      const uint8_t* from = past + j * s.features + i;
+      for (int64_t u = 0; u < units; ++u) {
+        const uint8_t* taken[Number::kRows];
+        uint8_t ends[Number::kRows][kStrip];  // of rows that end within the strip
+        for (int r = 0; r < Number::kRows; ++r) {
+          const int64_t row = std::min(u * Number::kRows + r, rows - 1);  // what is not there weighs nothing
+          taken[r] = from + row * s.features;
+          if (j + kRounded + row < s.past) __builtin_prefetch(taken[r] + kRounded * s.features, 0, 2);
+          if (lanes < kStrip) taken[r] = static_cast<const uint8_t*>(std::memcpy(ends[r], taken[r], lanes));
+        }
+        Number::join(taken, values + 4 * u);
+      }
+      for (int64_t n = 0; n < count; n += kFrames)
+        with_constant<kFrames>(std::min<int64_t>(kFrames, count - n), [&](auto frames) {
+          constexpr int kCount = decltype(frames)::value;
+          float* to = y + n * s.features + i;
+          int64_t at = 0;
+          for (; at + 2 * kLanes <= lanes; at += 2 * kLanes)
+            add_rounded<Number, kCount, 2>(values + at / kLanes, joined_weights + n, units, j == 0, to + at, s.features,
+                                           kLanes);
+          for (; at < lanes; at += kLanes)
+            add_rounded<Number, kCount, 1>(values + at / kLanes, joined_weights + n, units, j == 0, to + at, s.features,
+                                           std::min<int64_t>(kLanes, lanes - at));
+        });
     }
   }
   for (int64_t n = 0; n < count; ++n) {
     const auto sum = static_cast<int32_t>(total[n / kLanes][n % kLanes]);
-    const float shift = s.v_zero * static_cast<float>(sum), back = s.v_scale / scale[n / kLanes][n % kLanes];
+    const float back = sum ? s.v_scale * shares[n / kLanes][n % kLanes] / static_cast<float>(sum) : 0.0f;
+    const float shift = (s.v_zero - Number::kZero) * static_cast<float>(sum);
     for (int64_t i = 0; i < width; i += kLanes) {
       const int64_t lanes = std::min<int64_t>(kLanes, width - i);
       float* at = y + n * s.features + i;
@@ -154,7 +194,8 @@ void attention_values(const EdgesepAttention* s, int64_t first, int64_t end) {
     int64_t j = 0;
     if constexpr (kIntegerProducts)
       if (s->v_scale != 0 && s->past) {
-        for (int64_t g = 0; g < groups; ++g) sum_rounded(*s, item, g, c, width);
+        for (int64_t g = 0; g < groups; ++g)
+          sum_rounded<std::conditional_t<kByteProducts, Quads, Pairs>>(*s, item, g, c, width);
         j = s->past;
       }
     while (j < rows) {

@@ -5,9 +5,10 @@
 //
 // q, k (items, frames, keys); v, y (items, frames, features), an item is a head of a batch's entry; past_k (items,
 // past, keys), past_v (items, past, features), in float or, where k_scale (v_scale) is not 0, rounded to uint8:
-// value = scale (integer - zero), zero itself an integer; what they meet, weights and queries, has 15 bits where a
-// processor sums products of integers. hidden (frames, past + frames), the same for all items; minus infinity hides,
-// but not everything from a frame. All contiguous.
+// value = scale (integer - zero), zero itself an integer. Where a processor sums products of integers, queries that meet
+// them have 15 bits; weights have 15, or 8 where it sums products of bytes, of the largest that a frame gives to its past,
+// and what they make is scaled to what they weighed before. hidden (frames, past + frames), the same for all items; minus
+// infinity hides, but not everything from a frame. All contiguous.
 #pragma once
 #include <stdint.h>
 

@@ -123,7 +123,8 @@ inline void to_pairs(const float* x, int64_t count, float* pairs) {
 
 // Integers where the processor sums their products: to each lane of a sum those of four unsigned with four signed bytes
 // are added, or of two signed halves. Elsewhere these are only declared: code that needs them is not compiled.
-// (Conversions are functions because GCC makes a register of bytes one by one.)
+// (Conversions are functions because GCC makes a register of bytes one by one.) `interleave` puts bytes of four rows, 4
+// kLanes of each, side by side for such sums: kLanes of every row to a register.
 #if defined(__AVX512BW__)
 constexpr bool kIntegerProducts = true;
 inline Integers from_bytes(const uint8_t* p, int64_t count) {
@@ -133,6 +134,15 @@ inline void store_bytes(uint8_t* p, Integers v) {
   store_as(p, (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v), kLanes);
 }
 inline Integers sum_halves(Integers a, Integers b) { return (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+inline void interleave(const uint8_t* const* rows, Integers* to) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const auto row = [&](int i) { return _mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_loadu_si512((const __m512i*)rows[i])); };
+  const __m512i r[] = {row(0), row(1), row(2), row(3)};
+  const __m512i a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
+  const __m512i c = _mm512_unpacklo_epi8(r[2], r[3]), d = _mm512_unpackhi_epi8(r[2], r[3]);
+  to[0] = (Integers)_mm512_unpacklo_epi16(a, c), to[1] = (Integers)_mm512_unpackhi_epi16(a, c);
+  to[2] = (Integers)_mm512_unpacklo_epi16(b, d), to[3] = (Integers)_mm512_unpackhi_epi16(b, d);
+}
 #elif defined(__AVX2__)
 constexpr bool kIntegerProducts = true;
 inline Integers from_bytes(const uint8_t* p, int64_t count) {
@@ -146,13 +156,28 @@ inline void store_bytes(uint8_t* p, Integers v) {
   _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(halves, halves));
 }
 inline Integers sum_halves(Integers a, Integers b) { return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+inline void interleave(const uint8_t* const* rows, Integers* to) {
+  const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+  const auto row = [&](int i) { return _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)rows[i]), order); };
+  const __m256i r[] = {row(0), row(1), row(2), row(3)};
+  const __m256i a = _mm256_unpacklo_epi8(r[0], r[1]), b = _mm256_unpackhi_epi8(r[0], r[1]);
+  const __m256i c = _mm256_unpacklo_epi8(r[2], r[3]), d = _mm256_unpackhi_epi8(r[2], r[3]);
+  to[0] = (Integers)_mm256_unpacklo_epi16(a, c), to[1] = (Integers)_mm256_unpackhi_epi16(a, c);
+  to[2] = (Integers)_mm256_unpacklo_epi16(b, d), to[3] = (Integers)_mm256_unpackhi_epi16(b, d);
+}
 #else
 constexpr bool kIntegerProducts = false;
 Integers from_bytes(const uint8_t* p, int64_t count);
 void store_bytes(uint8_t* p, Integers v);
+void interleave(const uint8_t* const* rows, Integers* to);
 Integers sum_halves(Integers a, Integers b);
 #endif
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kByteProducts = true;  // in one instruction
+#else
+constexpr bool kByteProducts = false;
+#endif
 #if defined(__AVX512VNNI__)
 inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
   return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, (__m512i)by);

@@ -10,6 +10,7 @@
 
 namespace {
 
+using edgesep::Dims;
 using edgesep::Input;
 
 // A status of ONNX Runtime as an exception inside this file; none crosses the C boundary.
@@ -88,7 +89,7 @@ void require(const OrtApi* api, const char* name, const std::string& wrong) {
 }
 
 // Output `i` of that shape, or null where the graph leaves it out.
-float* output(const OrtApi* api, OrtKernelContext* context, size_t i, const std::vector<int64_t>& dims) {
+float* output(const OrtApi* api, OrtKernelContext* context, size_t i, const Dims& dims) {
   size_t count = 0;
   must(ort::call<ort::KernelContext_GetOutputCount>(api, static_cast<const OrtKernelContext*>(context), &count));
   if (i >= count) return nullptr;
@@ -236,7 +237,7 @@ struct Norm {
     norm.x_slope = given(x_slope);
     norm.eps = epsilon;
     norm.sigmoid = sigmoid != 0;
-    std::vector<int64_t> dims = in[0].shape.dims;
+    Dims dims = in[0].shape.dims;
     dims[dims.size() - 2] = norm.frames;
     norm.out = output(api, context, 0, dims);
     norm.y = edgesep_conv_norm_twice(&norm) ? nullptr : norm.out;
@@ -290,6 +291,31 @@ struct Pooled {
     require(api, kName, edgesep::check_index(pooled.index, pooled.coarse * pooled.span, pooled.frames));
     pooled.out = output(api, context, 0, in[0].shape.dims);
     split(api, context, pooled, edgesep_pooled, pooled.batch * pooled.coarse);
+  }
+};
+
+struct HeadNorm {
+  static constexpr const char* kName = "HeadNorm";
+  static constexpr size_t kInputs = edgesep::kHeadNormInputs, kRequired = edgesep::kHeadNormRequired, kOutputs = 1;
+  static constexpr bool kKeepsShape = false;
+  static constexpr int type(size_t) { return kOrtFloat; }
+
+  const OrtApi* api;
+  int64_t first;
+  float epsilon;
+
+  HeadNorm(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), first(attribute(table, info, "first")), epsilon(attribute_float(table, info, "epsilon", 1e-5f)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<Tensor> in = inputs(api, context, kInputs);
+    EdgesepHeadNorm norm{};
+    norm.first = first, norm.epsilon = epsilon;
+    require(api, kName, edgesep::check_head_norm(shapes_of(in), &norm));
+    norm.x = in[0].data, norm.gain = in[1].data, norm.bias = in[2].data;
+    norm.slope = in[edgesep::kHeadNormSlope].data;
+    norm.y = output(api, context, 0, {1, norm.heads, norm.frames, norm.bins * norm.features});
+    split(api, context, norm, edgesep_head_norm, edgesep_head_norm_rows(&norm));
   }
 };
 
@@ -353,7 +379,7 @@ struct Lstm {
       lstm.recurrent = in[1].data;
     lstm.order = in[4].integers();
     if (lstm.order) require(api, kName, edgesep::check_index(lstm.order, lstm.steps * lstm.sets, lstm.frames, -1));
-    const std::vector<int64_t>& state = in[2].shape.dims;
+    const Dims& state = in[2].shape.dims;
     lstm.y = output(api, context, 0, {lstm.steps, 1, state[1], state[2]});
     lstm.last_h = output(api, context, 1, state);
     lstm.last_c = output(api, context, 2, state);
@@ -495,7 +521,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
       must(ort::call<ort::CreateCustomOpDomain>(api, "edgesep", &made));
       for (const OrtCustomOp* op : {operation<Scan>(), operation<Conv>(), operation<Norm>(), operation<GlobalStats>(), operation<Pooled>(),
                                    operation<Attention>(), operation<Lstm>(), operation<Windows>(),
-                                   operation<Mamba>()})
+                                   operation<Mamba>(), operation<HeadNorm>()})
         must(ort::call<ort::CustomOpDomain_Add>(api, made, op));
       return made;
     }();

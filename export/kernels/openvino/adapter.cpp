@@ -37,6 +37,7 @@ void require_types(const ov::Node& node, int64_t given, const char* const* names
 template <class Argument>
 void split(const Argument& argument, void (*kernel)(const Argument*, int64_t, int64_t), int64_t rows) {
   const int64_t parts = std::min<int64_t>(rows, 64);
+  if (parts == 1) return kernel(&argument, 0, rows);
   ov::parallel_for(parts, [&](int64_t k) { kernel(&argument, rows * k / parts, rows * (k + 1) / parts); });
 }
 
@@ -356,6 +357,61 @@ class PooledSum : public ov::op::Op {
   float x_slope_ = 1;
 };
 
+class HeadNorm : public ov::op::Op {
+ public:
+  OPENVINO_OP("HeadNorm", "edgesep");
+
+  HeadNorm() = default;
+  HeadNorm(const ov::OutputVector& inputs, int64_t given, int64_t first, float epsilon)
+      : Op(inputs), given_(given), first_(first), epsilon_(epsilon) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    require_float(*this);
+    const auto x = get_input_partial_shape(0), gain = get_input_partial_shape(1);
+    ov::PartialShape y = ov::PartialShape::dynamic(4);
+    y[0] = 1;
+    if (gain.is_static() && gain.size() == 3) {
+      y[1] = gain[0], y[3] = gain[1] * gain[2];
+      if (x.is_static() && x.size())
+        y[2] = static_cast<int64_t>(ov::shape_size(x.to_shape())) / (x[x.size() - 1] * gain[1]).get_length();
+    }
+    set_output_type(0, ov::element::f32, y);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<HeadNorm>(inputs, given_, first_, epsilon_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("given", given_);
+    visitor.on_attribute("first", first_);
+    visitor.on_attribute("epsilon", epsilon_);
+    return true;
+  }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const Inputs in(inputs, given_, edgesep::kHeadNormInputs);
+    EdgesepHeadNorm norm{};
+    norm.first = first_, norm.epsilon = epsilon_;
+    const std::string wrong = edgesep::check_head_norm(in.shapes, &norm);
+    OPENVINO_ASSERT(wrong.empty(), "edgesep::HeadNorm: ", wrong);
+    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+    outputs[0].set_shape({1, size(norm.heads), size(norm.frames), size(norm.bins * norm.features)});
+    norm.x = in.data(0), norm.gain = in.data(1), norm.bias = in.data(2);
+    norm.slope = in.data(edgesep::kHeadNormSlope);
+    norm.y = outputs[0].data<float>();
+    split(norm, edgesep_head_norm, edgesep_head_norm_rows(&norm));
+    return true;
+  }
+
+ private:
+  int64_t given_ = 0, first_ = 0;
+  float epsilon_ = 1e-5f;
+};
+
 struct Rounding {
   float k_scale = 0, k_zero = 0, v_scale = 0, v_zero = 0;
 };
@@ -649,6 +705,14 @@ ov::OutputVector pooled_from_onnx(const ov::frontend::NodeContext& node) {
   return std::make_shared<PooledSum>(inputs, given, node.get_attribute<float>("x_slope", 1))->outputs();
 }
 
+ov::OutputVector head_norm_from_onnx(const ov::frontend::NodeContext& node) {
+  int64_t given = 0;
+  const ov::OutputVector inputs = present(node, &given);
+  return std::make_shared<HeadNorm>(inputs, given, node.get_attribute<int64_t>("first", 0),
+                                    node.get_attribute<float>("epsilon", 1e-5f))
+      ->outputs();
+}
+
 ov::OutputVector attention_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
   const ov::OutputVector inputs = present(node, &given);
@@ -685,12 +749,13 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
      std::make_shared<ov::OpExtension<ConvNorm>>(), std::make_shared<ov::OpExtension<GlobalStats>>(),
      std::make_shared<ov::OpExtension<PooledSum>>(), std::make_shared<ov::OpExtension<PastAttention>>(),
      std::make_shared<ov::OpExtension<LstmSteps>>(), std::make_shared<ov::OpExtension<WindowProduct>>(),
-     std::make_shared<ov::OpExtension<BidirectionalMamba>>(),
+     std::make_shared<ov::OpExtension<BidirectionalMamba>>(), std::make_shared<ov::OpExtension<HeadNorm>>(),
      std::make_shared<ConversionExtension>("SelectiveScan", "edgesep", scan_from_onnx),
      std::make_shared<ConversionExtension>("CausalConv1dSilu", "edgesep", conv_from_onnx),
      std::make_shared<ConversionExtension>("ConvNorm", "edgesep", norm_from_onnx),
      std::make_shared<ConversionExtension>("GlobalStats", "edgesep", stats_from_onnx),
      std::make_shared<ConversionExtension>("PooledSum", "edgesep", pooled_from_onnx),
+     std::make_shared<ConversionExtension>("HeadNorm", "edgesep", head_norm_from_onnx),
      std::make_shared<ConversionExtension>("PastAttention", "edgesep", attention_from_onnx),
      std::make_shared<ConversionExtension>("LstmSteps", "edgesep", lstm_from_onnx),
      std::make_shared<ConversionExtension>("WindowProduct", "edgesep", windows_from_onnx),

@@ -223,11 +223,11 @@ void scans_and_convolutions_equal_the_reference() {
 
 void misfits_are_named() {
   using edgesep::Input;
-  const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
+  const auto in = [](edgesep::Dims dims) { return Input{true, dims}; };
   const std::vector<Input> good = {in({2, 7, 5}), in({2, 7, 5}), in({5, 3}), in({2, 7, 3}), in({2, 7, 3})};
-  const auto said = [&](size_t i, std::vector<int64_t> dims) {
+  const auto said = [&](size_t i, edgesep::Dims dims) {
     std::vector<Input> inputs = good;
-    inputs[i] = in(std::move(dims));
+    inputs[i] = in(dims);
     EdgesepScan sizes{};
     return edgesep::check_scan(inputs, &sizes);
   };

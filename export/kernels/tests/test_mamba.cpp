@@ -193,15 +193,15 @@ void a_block_equals_the_reference(const Sizes& z, bool pairs = false) {
 
 void misfits_of_blocks_are_named() {
   using edgesep::Input;
-  const auto in = [](std::vector<int64_t> dims) { return Input{true, std::move(dims)}; };
+  const auto in = [](edgesep::Dims dims) { return Input{true, dims}; };
   const std::vector<Input> good = {in({3, 5, 20}),       in({2, 2, 2, 9, 5, 32}), in({2, 40, 4}), in({2, 40}),
                                    in({2, 1, 1, 40, 64}), in({2, 1, 1, 3, 64}),    in({2, 40}),    in({2, 40, 6}),
                                    in({2, 40}),          in({2, 1, 1, 40, 64}),   in({1, 9, 5, 32}), in({5})};
   EdgesepMamba s{};
   expect(edgesep::check_mamba(good, &s).empty() && s.taps == 4 && s.inner == 40 && s.rank == 3, "a block that fits passes");
-  const auto named = [&](size_t i, std::vector<int64_t> dims, const char* start) {
+  const auto named = [&](size_t i, edgesep::Dims dims, const char* start) {
     std::vector<Input> wrong = good;
-    wrong[i] = in(std::move(dims));
+    wrong[i] = in(dims);
     expect(edgesep::check_mamba(wrong, &s).find(start) == 0, start);
   };
   named(0, {3, 5, 3}, "x has shape (3, 5, 3), expected 4 steps or more");
