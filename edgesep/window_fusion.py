@@ -10,12 +10,14 @@ row, one after another; behind it they go over its result for a slope and once m
 * products of windows that overlap, each a row behind the one before → fewer products (``window_product.unfolded``);
 * a small convolution whose result is then taken as rows → ``WindowProduct``: its windows are rows of one value.
 
-Products in INT8 stay what they are, and so do those of which the runtime makes bf16: it has them in fewer bits.
+Products in INT8 are taken with their windows, which runtimes gather in eight bits; ``WindowProduct`` rounds the map.
+Products of which the runtime makes bf16 stay what they are: it has them in fewer bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +32,18 @@ TO_ROWS = [0, 2, 3, 1]
 WORTH = 0.7  # share of the products that the fast algorithm may need
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How a product is rounded to eight bits: ``scale (N)`` is that of its sums; x is x_scale · (integer - zero)."""
+
+    x_scale: float
+    zero: int
+    scale: np.ndarray
+
+
 @dataclass
 class Product:
-    """One product: ``weight (K·C, N)``; ``out`` is the tensor that its last node makes."""
+    """One product: ``weight (K·C, N)``, integers if it is rounded; ``out`` is the tensor that its last node makes."""
 
     x: str
     weight: np.ndarray
@@ -41,11 +52,12 @@ class Product:
     index: np.ndarray | None = None  # (M, K)
     slope: np.ndarray | None = None
     residual: str = ""
+    rounding: Rounding | None = None
 
     @property
     def gains(self) -> bool:
-        """Whether the runtime's own product would leave something to do."""
-        return self.index is not None or self.slope is not None or bool(self.residual)
+        """Whether the runtime's own product would leave something to do; of one in eight bits, to gather."""
+        return self.index is not None or (self.rounding is None and (self.slope is not None or bool(self.residual)))
 
     @property
     def fills(self) -> bool:
@@ -55,7 +67,7 @@ class Product:
     @property
     def overlaps(self) -> bool:
         """Whether the windows overlap so that the fast algorithm makes up for what it has to do beside its products."""
-        if self.index is None or self.index.shape[1] not in window_product.TAPS:
+        if self.rounding or self.index is None or self.index.shape[1] not in window_product.TAPS:
             return False
         windows, taps = self.index.shape
         products = window_product.rounds(self.index) * len(window_product.sums(taps))
@@ -79,19 +91,27 @@ def fuse(model: onnx.ModelProto, shapes: Shapes, *, unfold: bool = True) -> onnx
 
 def _written(p: Product, constants: Constants, unfold: bool) -> NodeProto:
     taps = 1 if p.index is None else p.index.shape[1]
-    if unfold and p.overlaps:
-        weight = constants.name(window_product.unfolded(p.weight.reshape(taps, -1, p.bias.size)))
+    bias, scale = p.bias, ""
+    attributes: dict[str, Any] = {}
+    if p.rounding:
+        weight = window_product.in_bytes(p.weight, taps)
+        apart = p.rounding.zero * p.weight.sum(0, dtype=np.int64) * p.rounding.scale.astype(np.float64)
+        bias, scale = (bias - apart).astype(np.float32), constants.name(p.rounding.scale)
+        attributes = {"x_scale": p.rounding.x_scale, "x_zero": p.rounding.zero}
+    elif unfold and p.overlaps:
+        weight = window_product.unfolded(p.weight.reshape(taps, -1, p.bias.size))
     else:
-        weight = constants.name(window_product.grouped(p.weight, taps))
+        weight = window_product.grouped(p.weight, taps)
     optional = ["" if v is None else constants.name(v) for v in (p.index, p.slope)]
-    inputs = [p.x, weight, constants.name(p.bias), *optional, p.residual]
+    inputs = [p.x, constants.name(weight), constants.name(bias), *optional, p.residual, scale]
     while not inputs[-1]:
         inputs.pop()
-    return helper.make_node(window_product.NAME, inputs, [p.out], f"{p.out}_product", domain=window_product.DOMAIN)
+    name, domain = f"{p.out}_product", window_product.DOMAIN
+    return helper.make_node(window_product.NAME, inputs, [p.out], name, domain=domain, **attributes)
 
 
 def _product(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
-    found = _gemm(graph, node, shapes) or _convolution(graph, node, shapes)
+    found = _gemm(graph, node, shapes) or _rounded(graph, node, shapes) or _convolution(graph, node, shapes)
     if found is not None:
         _slope(graph, found)
         _residual(graph, found, shapes)
@@ -109,6 +129,32 @@ def _gemm(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
     found = Product(node.input[0], weight, bias, node.output[0])
     _windows(graph, found, shapes)
     return found
+
+
+def _rounded(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
+    """A product in eight bits and the sum with its bias, which one node makes of what was in float."""
+    if node.op_type != "MatMul" or node.input[0] not in graph.pairs:
+        return None
+    first, weight = graph.pairs[node.input[0]][0], graph.producer.get(node.input[1])
+    behind = graph.only_reader(node.output[0])
+    if len(first.input) < 3 or weight is None or weight.op_type != "DequantizeLinear" or not behind:
+        return None
+    if behind.op_type != "Add" or any(name not in graph.constants for name in (*first.input[1:], *weight.input)):
+        return None
+    integers, steps, *zeros = (graph.constants[name] for name in weight.input)
+    x_scale, zero = (graph.constants[name] for name in first.input[1:])
+    bias = graph.constants.get(next(i for i in behind.input if i != node.output[0]))
+    fits = integers.dtype == np.int8 and integers.ndim == 2 and not any(z.any() for z in zeros)
+    if not fits or x_scale.size > 1 or zero.dtype != np.uint8 or bias is None or bias.shape != integers.shape[1:]:
+        return None
+    if steps.size > 1 and flags(weight).get("axis", 1) not in (1, -1):
+        return None
+    scale = np.broadcast_to(x_scale * steps, bias.shape).astype(np.float32)
+    rounding = Rounding(float(x_scale), int(zero), scale)
+    found = Product(first.input[0], integers, bias, behind.output[0], rounding=rounding)
+    _windows(graph, found, shapes)
+    taps = 1 if found.index is None else found.index.shape[1]
+    return found if integers.shape[0] // taps % 4 == 0 else None
 
 
 def _windows(graph: Graph, p: Product, shapes: Shapes) -> None:

@@ -145,11 +145,10 @@ def window_inputs(*given, taps=3, inputs=10, outputs=80, windows=13):
     return {n: v if n == "index" else v.astype(np.float32) for n, v in made.items() if n in kept}
 
 
-def window_operator(given):
-    made = operator("WindowProduct", given, ["y"])
-    made.graph.node[0].input[:] = [
-        n if n in given else "" for n in ("x", "weight", "bias", "index", "slope", "residual")
-    ]
+def window_operator(given, **attributes):
+    made = operator("WindowProduct", given, ["y"], **attributes)
+    names = ("x", "weight", "bias", "index", "slope", "residual", "scale")
+    made.graph.node[0].input[:] = [n if n in given else "" for n in names]
     while not made.graph.node[0].input[-1]:
         made.graph.node[0].input.pop()
     return made
@@ -165,12 +164,48 @@ def test_a_product_of_windows_equals_its_reference(name, behind, tmp_path):
         assert output_snr_db(got, wanted) >= 110
 
 
+@pytest.mark.parametrize("inputs", ["window_inputs", "rounded_window_inputs"])
 @pytest.mark.parametrize(("given", "rows"), [(("index", "slope"), 13), (("residual",), 20)])
-def test_shapes_behind_a_product_of_windows_are_known(given, rows):
+def test_shapes_behind_a_product_of_windows_are_known(given, rows, inputs):
     onnx_forms.register()
-    made = window_operator(window_inputs(*given, taps=3 if "index" in given else 1, windows=rows))
+    made = window_operator(globals()[inputs](*given, taps=3 if "index" in given else 1, windows=rows))
     onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
     assert inferred_shapes(made)["y"] == (rows, 80)
+
+
+def rounded_window_inputs(*more, taps=3, inputs=12, outputs=80, windows=13):
+    """In eight bits; x is far from where rounding turns."""
+    r, given = (
+        np.random.default_rng(0),
+        window_inputs(*more, taps=taps, inputs=inputs, outputs=outputs, windows=windows),
+    )
+    given["x"] = (0.02 * (r.integers(-150, 200, given["x"].shape) + 0.2)).astype(np.float32)
+    given["weight"] = window_product.in_bytes(r.integers(-128, 128, (taps * inputs, outputs)).astype(np.int8), taps)
+    return given | {"scale": (1e-4 * r.random(outputs)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_product_of_windows_in_eight_bits_equals_its_reference(name, tmp_path):
+    attributes = {"x_scale": 0.02, "x_zero": 100}
+    for given in (
+        rounded_window_inputs("index", "slope", "residual"),
+        rounded_window_inputs(taps=1, windows=20, outputs=24),
+    ):
+        (got,) = RUNTIMES[name](window_operator(given, **attributes), given, tmp_path)
+        wanted = window_product.reference(**given, **attributes)
+        assert got.shape == wanted.shape
+        assert output_snr_db(got, wanted) >= 110
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("onnxruntime", "int8 where it has a scale"), ("openvino", "weight is i8, expected f32")]
+)
+def test_windows_meet_a_matrix_in_eight_bits_only_with_a_scale(name, message, tmp_path):
+    given = rounded_window_inputs("index")
+    del given["scale"]
+    given["weight"] = np.ascontiguousarray(given["weight"][..., :64])
+    with pytest.raises(Exception, match=message):  # each runtime has its own
+        RUNTIMES[name](window_operator(given), given, tmp_path)
 
 
 SEQUENCES = np.concatenate([start + np.arange(8) + np.arange(9)[:, None] for start in (-7, 3)])
@@ -365,11 +400,9 @@ def test_native_streams_hold_no_lstm_and_no_product_with_the_past(bundle, runtim
     assert not {"LSTM", "DynamicQuantizeLSTM", "Softmax"} & set(kinds)
     projected = next(n for n in model.graph.node if n.op_type == "LstmSteps").input[0]
     maker = next(n for n in model.graph.node if projected in n.output)
-    if precision == "fp32":
-        assert maker.op_type == "WindowProduct"
-        assert "Gather" not in {n.op_type for n in model.graph.node if maker.input[0] in n.output}
-    elif runtime == "onnxruntime":
-        assert maker.op_type == "MatMulIntegerToFloat"
+    assert maker.op_type == "WindowProduct"
+    assert (len(maker.input) == 7) == (precision == "int8")  # the last one is a scale
+    assert "Gather" not in {n.op_type for n in model.graph.node if maker.input[0] in n.output}
 
 
 def test_sets_of_rows_share_their_projection_and_one_order(bundle):
@@ -392,7 +425,7 @@ def test_a_native_stream_holds_its_past_in_eight_bits(bundle, mixture, runtime):
         assert {name for name, array in held.items() if array.dtype == np.uint8} == narrow
     artifact = bundle.artifact(runtime, "int8")
     audited = {(e.operator, e.precision) for e in executed(artifact, bundle.manifest["separator"])}
-    assert {("LstmSteps", "fp32"), ("PastAttention", "fp32")} <= audited
+    assert {("LstmSteps", "fp32"), ("PastAttention", "fp32"), ("WindowProduct", "int8")} <= audited
 
 
 def test_most_of_a_native_stream_is_in_int8_also_where_the_runtime_has_no_such_lstm(bundle):

@@ -163,3 +163,55 @@ def test_the_file_keeps_the_taps_and_the_runtime_adds_them_up_when_it_loads_it(t
     onnx.save(after, tmp_path / "model.onnx")
     loaded = core.compile_model(tmp_path / "model.onnx", "CPU").get_runtime_model().get_ops()
     assert not {"FullyConnected", "MatMul"} & {op.get_rt_info()["layerType"] for op in loaded}
+
+
+def rounded(axis=1, zero=np.uint8, other_zero=0, more=()):
+    """Windows of a padded map that meet a matrix in eight bits, as calibration leaves them."""
+    r = np.random.default_rng(0)
+    constants = {
+        "pads": np.array([1, 0, 0, 1, 0, 0]),
+        "rows": np.array([-1, 8]),
+        "index": INDEX.ravel(),
+        "wide": np.array([-1, 24]),
+        "scale": np.float32(0.02),
+        "zero": zero(120),
+        "weight": r.integers(-127, 128, (24, 40)).astype(np.int8),
+        "steps": (0.01 * r.random(40 if axis == 1 else 24) + 0.01).astype(np.float32),
+        "none": np.full(40 if axis == 1 else 24, other_zero, np.int8),
+        "bias": floats(40),
+    }
+    nodes = [
+        made("Pad", ["x", "pads"], "padded"),
+        made("Reshape", ["padded", "rows"], "flat"),
+        made("Gather", ["flat", "index"], "gathered", axis=0),
+        made("Reshape", ["gathered", "wide"], "windows"),
+        made("QuantizeLinear", ["windows", "scale", "zero"], "integers"),
+        made("DequantizeLinear", ["integers", "scale", "zero"], "back"),
+        made("DequantizeLinear", ["weight", "steps", "none"], "matrix", axis=axis),
+        made("MatMul", ["back", "matrix"], "product"),
+        made("Add", ["product", "bias"], "sum"),
+        made("Add", ["other", "sum"], "y"),
+    ]
+    return model(nodes, {"y": (5, 40)} | dict.fromkeys(more), INPUTS, **constants)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_windows_of_a_product_in_eight_bits_are_one_operator(name, tmp_path):
+    before = rounded()
+    after = fused(before)
+    assert kinds(after) == ["WindowProduct"]
+    feeds = {n: floats(*s) for n, s in INPUTS.items()}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = onnxruntime.InferenceSession(before.SerializeToString(), options).run(None, feeds)[0]
+    assert output_snr_db(RUNTIMES[name](after, feeds, tmp_path)[0], wanted) >= 100
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"axis": 0}, {"zero": np.int8}, {"other_zero": 1}, {"more": ["product"]}],
+    ids=["a step of each input", "signed inputs", "a zero point of the matrix", "others read it"],
+)
+def test_products_in_eight_bits_of_another_kind_stay(given):
+    before = rounded(**given)
+    assert kinds(fused(before)) == kinds(before)

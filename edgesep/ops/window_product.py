@@ -5,6 +5,10 @@ that a window is made of, -1 for one of zeros; without it K is 1 and the rows ar
 the matrix ``(K·C, N)`` for 64 outputs at a time, zeros behind the last one (``grouped``); ``bias, slope (N)``;
 ``residual``, anything that holds M·N; ``y (M, N)``. Only ``x``, ``weight`` and ``bias`` must be there.
 
+In eight bits: with ``scale (N)``, ``x`` is rounded to integers q by the attributes ``x_scale`` and ``x_zero``, as
+QuantizeLinear does to uint8, and ``weight`` holds integers, ``(G, K, C/4, 256)`` int8, four inputs side by side
+(``in_bytes``). Then v = bias + scale · sum q W, and ``bias`` makes up for the zero point.
+
 Where windows are one row behind the one before, as in a convolution, ``weight`` may be written for a fast algorithm:
 ``(G, 3^log2(K), C, 32)``, K 4 or 8 (``unfolded``). For K windows it needs 9 instead of 16 products, or 27 instead of
 64. Where a window is not, a new round begins.
@@ -28,6 +32,19 @@ def grouped(weight: np.ndarray, taps: int = 1) -> np.ndarray:
     rows, outputs = weight.shape
     filled = np.pad(weight, [(0, 0), (0, -outputs % GROUP)])
     return np.ascontiguousarray(filled.reshape(taps, rows // taps, -1, GROUP).transpose(2, 0, 1, 3))
+
+
+def in_bytes(weight: np.ndarray, taps: int = 1) -> np.ndarray:
+    """``(K·C, N)`` int8 as the kernels read it; C a multiple of 4."""
+    groups = grouped(weight, taps)
+    quads = groups.reshape(*groups.shape[:2], -1, 4, GROUP).swapaxes(3, 4)
+    return np.ascontiguousarray(quads.reshape(*quads.shape[:3], -1))
+
+
+def from_bytes(weight: np.ndarray) -> np.ndarray:
+    """``in_bytes`` taken back: as ``grouped``."""
+    quads = weight.reshape(*weight.shape[:3], GROUP, 4).swapaxes(3, 4)
+    return quads.reshape(*weight.shape[:2], -1, GROUP)
 
 
 def sums(taps: int) -> np.ndarray:
@@ -86,15 +103,22 @@ def reference(
     index: np.ndarray | None = None,
     slope: np.ndarray | None = None,
     residual: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+    *,
+    x_scale: float = 1.0,
+    x_zero: int = 0,
 ) -> np.ndarray:
     """The product in float64."""
+    if scale is not None:
+        weight, x = from_bytes(weight), np.clip(np.rint(x / np.float32(x_scale)) + x_zero, 0, 255)
     inputs = weight.shape[2]
     weight = weight.astype(np.float64)
     unwrapped = weight.transpose(1, 2, 0, 3) if weight.shape[3] == GROUP else folded(weight)
     matrix = unwrapped.reshape(unwrapped.shape[0] * inputs, -1)[:, : bias.size]
-    rows = np.concatenate([x.astype(np.float64).reshape(-1, inputs), np.zeros((1, inputs))])  # -1 is the last one
+    nothing = np.full((1, inputs), x_zero)
+    rows = np.concatenate([x.astype(np.float64).reshape(-1, inputs), nothing])  # -1 is the last one
     windows = rows[:-1] if index is None else rows[index].reshape(len(index), -1)
-    y = windows @ matrix + bias
+    y = windows @ matrix * (1 if scale is None else scale) + bias
     if slope is not None:
         y = np.maximum(y, slope * y)
     return np.asarray(y if residual is None else y + residual.reshape(y.shape))

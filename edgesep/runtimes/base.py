@@ -37,6 +37,10 @@ class Int8Form:
     fused: bool = False
 
 
+#: Operators of our own whose products are in float, or in integers, as the processor has it: no profile tells.
+IN_FLOAT = ("PastAttention", "LstmSteps")
+
+
 @dataclass(frozen=True)
 class Executed:
     """Kernels that ran, of one operator and precision.

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from edgesep import kernels
-from edgesep.runtimes.base import Executed, Int8Form, Shapes, started
+from edgesep.runtimes.base import IN_FLOAT, Executed, Int8Form, Shapes, started
 from edgesep.spec import UnsupportedError, VerificationError, refuse_shapes
 
 PACKAGE = "onnxruntime"
@@ -32,7 +32,6 @@ SETTINGS = {"spin": (False,), "arena": (False,), "dynamic_blocks": (4,), "patter
 STREAM_SETTINGS = {"pattern": True}  # of one shape for ever, and in a hurry
 LOW = {"int8": {"int8", "uint8"}, "fp16": {"float16"}}
 BODIES = ("Scan", "Loop", "If")  # their nodes have entries of their own
-IN_FLOAT = ("PastAttention", "LstmSteps")  # or in integers, as the processor has it: no profile tells
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 

@@ -25,7 +25,7 @@ struct Floats {
   using Sum = Vec;
   static Sum add(Sum sum, Vec query, Vec key) { return sum + query * key; }
 };
-struct Halves {
+struct HalfPairs {
   using Sum = Integers;
   static Sum add(Sum sum, Vec query, Vec key) { return add_halves(sum, (Integers)query, (Integers)key); }
 };
@@ -192,7 +192,7 @@ void weigh(const EdgesepAttention& s, int64_t item, int64_t group) {
         to_halves(reinterpret_cast<const uint8_t*>(past) + j * size, size, to);
         return reinterpret_cast<const float*>(to);
       };
-      over(Halves{}, 0, s.past, halves, key, [&](Integers sums, int64_t lane) {
+      over(HalfPairs{}, 0, s.past, halves, key, [&](Integers sums, int64_t lane) {
         return to_floats(sums) * s.k_scale * load(back + lane, kLanes);
       });
       done = s.past;

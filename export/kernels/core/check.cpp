@@ -12,7 +12,7 @@ const char* const kHeadNormNames[kHeadNormInputs] = {"x", "gain", "bias", "slope
 const char* const kAttentionNames[kAttentionInputs] = {"q", "k", "v", "past_k", "past_v", "hidden"};
 const char* const kLstmNames[kLstmInputs] = {"gates",     "recurrent", "initial_h",
                                               "initial_c", "order",     "scale"};
-const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual"};
+const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual", "scale"};
 const char* const kMambaNames[kMambaInputs] = {"x",     "in",        "conv_weight", "conv_bias", "states",  "steps",
                                                "step_bias", "A", "D", "out", "through", "bias"};
 
@@ -267,21 +267,23 @@ std::string check_lstm(const std::vector<Input>& in, EdgesepLstm* sizes) {
 }
 
 std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
-  if (in.size() != kWindowInputs) return "WindowProduct takes 3 to 6 inputs, got " + std::to_string(in.size());
+  if (in.size() != kWindowInputs) return "WindowProduct takes 3 to 7 inputs, got " + std::to_string(in.size());
   const Dims&x = in[0].dims, &weight = in[1].dims, &bias = in[2].dims, &index = in[3].dims;
   const int64_t group = EDGESEP_WINDOW_GROUP;
   if (!in[2].given || bias.size() != 1 || bias[0] < 1) return "bias has shape " + text(bias) + ", expected (outputs)";
   sizes->outputs = bias[0];
   sizes->taps = weight.size() == 4 ? weight[1] : 0;
   const int64_t fast = EDGESEP_UNFOLDED_GROUP, taps = taps_of_parts(sizes->taps);
-  sizes->unfolded = taps && in[3].given && index.size() == 2 && index[1] == taps && weight[3] == fast &&
+  const bool rounded = in[kWindowScale].given;
+  sizes->unfolded = !rounded && taps && in[3].given && index.size() == 2 && index[1] == taps && weight[3] == fast &&
                     weight[0] == (bias[0] + fast - 1) / fast && weight[2] > 0;
   if (sizes->unfolded) sizes->taps = taps;
+  const int64_t wide = rounded ? 4 * group : group;
   if (!sizes->unfolded && (!in[1].given || weight.size() != 4 || weight[0] != (bias[0] + group - 1) / group ||
-                           weight[1] < 1 || weight[2] < 1 || weight[3] != group))
+                           weight[1] < 1 || weight[2] < 1 || weight[3] != wide))
     return "weight has shape " + text(weight) + ", expected (" + std::to_string((bias[0] + group - 1) / group) +
-           " groups, taps, inputs, 64)";
-  sizes->inputs = weight[2];
+           " groups, taps, inputs" + (rounded ? " / 4, 256)" : ", 64)");
+  sizes->inputs = weight[2] * (rounded ? 4 : 1);
   int64_t count = 1, added = 1;
   for (int64_t n : x) count *= n;
   if (!in[0].given || count < 1 || count % sizes->inputs)
@@ -295,7 +297,7 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
   if (in[5].given && added != sizes->windows * sizes->outputs)
     return "residual has shape " + text(in[5].dims) + ", expected (" + std::to_string(sizes->windows) + ", " +
            std::to_string(sizes->outputs) + ")";
-  return first_misfit(in, kWindowNames, kWindowRequired, {x, weight, bias, index, bias, in[5].dims});
+  return first_misfit(in, kWindowNames, kWindowRequired, {x, weight, bias, index, bias, in[5].dims, bias});
 }
 
 std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {

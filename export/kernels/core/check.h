@@ -88,8 +88,8 @@ extern const char* const kAttentionNames[kAttentionInputs];
 constexpr int kLstmInputs = 6, kLstmRequired = 4, kLstmRecurrent = 1, kLstmOrder = 4, kLstmScale = 5;
 extern const char* const kLstmNames[kLstmInputs];
 
-// x, weight, bias, index, slope, residual
-constexpr int kWindowInputs = 6, kWindowRequired = 3, kWindowIndex = 3;
+// x, weight, bias, index, slope, residual, scale
+constexpr int kWindowInputs = 7, kWindowRequired = 3, kWindowWeight = 1, kWindowIndex = 3, kWindowScale = 6;
 constexpr int64_t kNoRow = -1;  // in an index: zeros
 extern const char* const kWindowNames[kWindowInputs];
 

@@ -1,7 +1,9 @@
 // Chooses the instruction set once, when the library is loaded; edgesep_use overrides it (tests and benchmarks).
 #include <cstring>
-#ifdef EDGESEP_X86
+#if defined(EDGESEP_X86)
 #include <cpuid.h>
+#elif defined(EDGESEP_ARM)
+#include <sys/auxv.h>
 #endif
 
 #include "causal_conv.h"
@@ -34,7 +36,9 @@
 #define EDGESEP_INTEGER_KERNELS(X)       \
   X(attention_weights, EdgesepAttention) \
   X(attention_values, EdgesepAttention)  \
-  X(lstm, EdgesepLstm)
+  X(lstm, EdgesepLstm)                   \
+  X(rounded_rows, EdgesepWindows)        \
+  X(rounded_product, EdgesepWindows)
 #define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_PAIR_KERNELS(X) EDGESEP_INTEGER_KERNELS(X)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
@@ -58,6 +62,11 @@ namespace avx512vnni {
 EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
 }
 namespace avxvnni {
+EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
+}
+#endif
+#ifdef EDGESEP_ARM
+namespace dotprod {
 EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
 }
 #endif
@@ -85,6 +94,8 @@ struct Table {
 #define EDGESEP_AVX512VNNI(name, type) edgesep::avx512vnni::name,
 #define EDGESEP_AVX512BF16(name, type) edgesep::avx512bf16::name,
 
+#define EDGESEP_DOTPROD(name, type) edgesep::dotprod::name,
+
 // The best one first.
 const Table kTables[] = {
 #ifdef EDGESEP_X86
@@ -96,6 +107,10 @@ const Table kTables[] = {
     {"avxvnni", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
                     EDGESEP_INTEGER_KERNELS(EDGESEP_AVXVNNI)},
     {"avx2", EDGESEP_KERNELS(EDGESEP_AVX2)},
+#endif
+#ifdef EDGESEP_ARM
+    {"dotprod", EDGESEP_FLOAT_KERNELS(EDGESEP_BASELINE) EDGESEP_PAIR_KERNELS(EDGESEP_BASELINE)
+                    EDGESEP_INTEGER_KERNELS(EDGESEP_DOTPROD)},
 #endif
     {"baseline", EDGESEP_KERNELS(EDGESEP_BASELINE)},
 };
@@ -112,6 +127,9 @@ bool supported(const char* isa) {
   if (is("avx512")) return wide;
   if (is("avxvnni")) return two && has_avxvnni();
   if (is("avx2")) return two;
+#endif
+#ifdef EDGESEP_ARM
+  if (is("dotprod")) return getauxval(AT_HWCAP) & (1 << 20);  // HWCAP_ASIMDDP
 #endif
   return is("baseline");
 }

@@ -123,7 +123,7 @@ class Block {
     w.x = both ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
     w.rows = w.windows = rows, w.inputs = pairs ? inputs / 2 : inputs, w.taps = 1, w.outputs = outputs;
     w.pairs = pairs;
-    edgesep_window_product(&w, 0, edgesep_window_blocks(&w));
+    edgesep_window_product(&w, 0, edgesep_window_rows(&w));
   }
 
   void piece(int way, int64_t index, float* y) {

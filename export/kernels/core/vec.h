@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 namespace edgesep {
@@ -165,6 +167,53 @@ inline void interleave(const uint8_t* const* rows, Integers* to) {
   to[0] = (Integers)_mm256_unpacklo_epi16(a, c), to[1] = (Integers)_mm256_unpackhi_epi16(a, c);
   to[2] = (Integers)_mm256_unpacklo_epi16(b, d), to[3] = (Integers)_mm256_unpackhi_epi16(b, d);
 }
+#elif defined(__SSE2__)
+constexpr bool kIntegerProducts = true;
+inline Integers from_bytes(const uint8_t* p, int64_t count) {
+  int32_t bytes = 0;
+  std::memcpy(&bytes, p, count == kLanes ? sizeof bytes : static_cast<size_t>(count));
+  const __m128i none = _mm_setzero_si128();
+  return (Integers)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(bytes), none), none);
+}
+inline void store_bytes(uint8_t* p, Integers v) {
+  const __m128i halves = _mm_packs_epi32((__m128i)v, (__m128i)v);
+  const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(halves, halves));
+  std::memcpy(p, &bytes, sizeof bytes);
+}
+inline Integers sum_halves(Integers a, Integers b) { return (Integers)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+inline void interleave(const uint8_t* const* rows, Integers* to) {
+  const auto row = [&](int i) { return _mm_loadu_si128((const __m128i*)rows[i]); };
+  const __m128i a = _mm_unpacklo_epi8(row(0), row(1)), b = _mm_unpackhi_epi8(row(0), row(1));
+  const __m128i c = _mm_unpacklo_epi8(row(2), row(3)), d = _mm_unpackhi_epi8(row(2), row(3));
+  to[0] = (Integers)_mm_unpacklo_epi16(a, c), to[1] = (Integers)_mm_unpackhi_epi16(a, c);
+  to[2] = (Integers)_mm_unpacklo_epi16(b, d), to[3] = (Integers)_mm_unpackhi_epi16(b, d);
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kIntegerProducts = true;
+inline Integers from_bytes(const uint8_t* p, int64_t count) {
+  uint64_t bytes = 0;
+  std::memcpy(&bytes, p, count == kLanes ? 4 : static_cast<size_t>(count));
+  return (Integers)vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes))));
+}
+inline void store_bytes(uint8_t* p, Integers v) {
+  const uint16x4_t halves = vmovn_u32((uint32x4_t)v);
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(halves, halves));
+  std::memcpy(p, &bytes, 4);
+}
+inline Integers sum_halves(Integers a, Integers b) {
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (Integers)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+}
+inline void interleave(const uint8_t* const* rows, Integers* to) {
+  const auto row = [&](int i) { return vld1q_u8(rows[i]); };
+  const auto both = [](uint8x16_t a, uint8x16_t b, bool upper) {
+    return (uint16x8_t)(upper ? vzip2q_u8(a, b) : vzip1q_u8(a, b));
+  };
+  for (int upper = 0; upper < 2; ++upper) {
+    const uint16x8_t one = both(row(0), row(1), upper), other = both(row(2), row(3), upper);
+    to[2 * upper] = (Integers)vzip1q_u16(one, other), to[2 * upper + 1] = (Integers)vzip2q_u16(one, other);
+  }
+}
 #else
 constexpr bool kIntegerProducts = false;
 Integers from_bytes(const uint8_t* p, int64_t count);
@@ -173,8 +222,13 @@ void interleave(const uint8_t* const* rows, Integers* to);
 Integers sum_halves(Integers a, Integers b);
 #endif
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-constexpr bool kByteProducts = true;  // in one instruction
+// Signed bytes of even and of odd places as halves.
+typedef int16_t Halves __attribute__((vector_size(4 * kLanes)));
+inline Integers even_bytes(Integers bytes) { return (Integers)((Halves)bytes << 8 >> 8); }
+inline Integers odd_bytes(Integers bytes) { return (Integers)((Halves)bytes >> 8); }
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kByteProducts = true;  // in one instruction, or two
 #else
 constexpr bool kByteProducts = false;
 #endif
@@ -192,14 +246,21 @@ inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
 inline Integers add_halves(Integers sum, Integers halves, Integers by) {
   return (Integers)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)halves, (__m256i)by);
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+inline Integers add_halves(Integers sum, Integers halves, Integers by) { return sum + sum_halves(halves, by); }
+// Both are unsigned or both are signed there: what is added to signed ones to make them so is taken off again, and the
+// same for whatever else meets these bytes.
+inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
+  const uint8x16_t x = (uint8x16_t)bytes, moved = (uint8x16_t)(by ^ 0x80808080);
+  const uint32x4_t apart = vdotq_u32(vdupq_n_u32(0), x, vdupq_n_u8(128));
+  return (Integers)(vdotq_u32((uint32x4_t)sum, x, moved) - apart);
+}
 #else
 inline Integers add_halves(Integers sum, Integers halves, Integers by) { return sum + sum_halves(halves, by); }
 // Bytes of even and of odd places as halves: a processor's own products of bytes would stop at 2**15.
 inline Integers add_bytes(Integers sum, Integers bytes, Integers by) {
-  typedef int16_t Signed __attribute__((vector_size(4 * kLanes)));
   typedef uint16_t Unsigned __attribute__((vector_size(4 * kLanes)));
-  const Integers even = (Integers)((Signed)by << 8 >> 8), odd = (Integers)((Signed)by >> 8);
-  return add_halves(add_halves(sum, bytes & 0x00ff00ff, even), (Integers)((Unsigned)bytes >> 8), odd);
+  return add_halves(add_halves(sum, bytes & 0x00ff00ff, even_bytes(by)), (Integers)((Unsigned)bytes >> 8), odd_bytes(by));
 }
 #endif
 

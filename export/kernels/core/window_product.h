@@ -7,6 +7,11 @@
 // at a time, zeros behind the last one; bias, slope (outputs); y, residual (windows, outputs). slope and residual may be
 // null. All contiguous.
 //
+// With a scale (outputs), the product is in eight bits: inputs are rounded to q = x / x_scale + x_zero within 0 and 255, and
+// bytes (groups, taps, inputs / 4, 64, 4) hold the matrix as integers, four inputs side by side; inputs are a multiple of
+// 4. Then v = bias + scale sum q W; bias makes up for x_zero. First rows are rounded, all of them, into `room`,
+// edgesep_window_room floats, then they are multiplied.
+//
 // With `unfolded`, weight is (groups, 3^log2(taps), inputs, 32) for the fast algorithm of unfolded_product.h, and taps
 // are 4 or 8: it takes as many windows at a time as there are taps if each is one row behind the one before, fewer if
 // not.
@@ -20,26 +25,36 @@ extern "C" {
 enum { EDGESEP_WINDOW_GROUP = 64, EDGESEP_WINDOW_BLOCK = 12, EDGESEP_UNFOLDED_GROUP = 32, EDGESEP_UNFOLDED_SHARES = 2 };
 
 typedef struct {
-  const float *x, *weight, *bias, *slope, *residual;
+  const float *x, *weight, *bias, *slope, *residual, *scale;
+  const int8_t* bytes;
   const int64_t* index;
+  float* room;
   float* y;
   int64_t rows, inputs, windows, taps, outputs;
   int32_t unfolded;
   // The weight is in pairs of bfloat16, of inputs that lie side by side: `inputs` of them. So is x in an instruction set
   // that sums products of pairs; elsewhere it holds floats, twice as many.
   int32_t pairs;
+  float x_scale;
+  int32_t x_zero;
 } EdgesepWindows;
 
 static inline int64_t edgesep_unfolded_parts(int64_t taps) {
   return taps > 1 ? 3 * edgesep_unfolded_parts(taps / 2) : 1;
 }
-// Rows of work: blocks of windows; of `unfolded`, shares of them, of one group of outputs after another.
 static inline int64_t edgesep_window_blocks(const EdgesepWindows* s) {
-  if (s->unfolded)
-    return (s->outputs + EDGESEP_UNFOLDED_GROUP - 1) / EDGESEP_UNFOLDED_GROUP * EDGESEP_UNFOLDED_SHARES;
   return (s->windows + EDGESEP_WINDOW_BLOCK - 1) / EDGESEP_WINDOW_BLOCK;
 }
+// Rows of work: blocks of windows, or of `unfolded` shares of them, of one group of outputs after another.
+static inline int64_t edgesep_window_rows(const EdgesepWindows* s) {
+  if (s->unfolded)
+    return (s->outputs + EDGESEP_UNFOLDED_GROUP - 1) / EDGESEP_UNFOLDED_GROUP * EDGESEP_UNFOLDED_SHARES;
+  return (s->outputs + EDGESEP_WINDOW_GROUP - 1) / EDGESEP_WINDOW_GROUP * edgesep_window_blocks(s);
+}
+static inline int64_t edgesep_window_room(const EdgesepWindows* s) { return s->scale ? s->rows * s->inputs : 0; }
 void edgesep_window_product(const EdgesepWindows*, int64_t first, int64_t end);
+void edgesep_rounded_rows(const EdgesepWindows*, int64_t first, int64_t end);  // rows of work: rows of x
+void edgesep_rounded_product(const EdgesepWindows*, int64_t first, int64_t end);
 
 #ifdef __cplusplus
 }

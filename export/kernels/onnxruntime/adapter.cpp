@@ -101,15 +101,18 @@ float* output(const OrtApi* api, OrtKernelContext* context, size_t i, const Dims
   return static_cast<float*>(data);
 }
 
-// `kernel(argument, first, end)` over `rows`, a few parts for each thread that the session may have.
+// `kernel(argument, first, end)` over `rows`, a few parts for each thread that the session may have; fewer of them where
+// what a call begins with is worth as much as that all threads end together.
+constexpr int64_t kParts = 64, kFewParts = 16;
+
 template <class Argument>
 void split(const OrtApi* api, OrtKernelContext* context, const Argument& argument,
-           void (*kernel)(const Argument*, int64_t, int64_t), int64_t rows) {
+           void (*kernel)(const Argument*, int64_t, int64_t), int64_t rows, int64_t most = kParts) {
   struct Work {
     const Argument* argument;
     void (*kernel)(const Argument*, int64_t, int64_t);
     int64_t rows, parts;
-  } work{&argument, kernel, rows, std::min<int64_t>(rows, 64)};
+  } work{&argument, kernel, rows, std::min(rows, most)};
   const auto part = [](void* data, size_t i) {
     const Work& w = *static_cast<const Work*>(data);
     const int64_t k = static_cast<int64_t>(i);
@@ -120,6 +123,13 @@ void split(const OrtApi* api, OrtKernelContext* context, const Argument& argumen
                                                  static_cast<void (*)(void*, size_t)>(part),
                                                  static_cast<size_t>(work.parts), size_t{0},
                                                  static_cast<void*>(&work)));
+}
+
+// Room for a call, which its thread keeps: from the system it would come as empty pages every time.
+float* room(int64_t floats) {
+  thread_local std::vector<float> kept;
+  if (kept.size() < static_cast<size_t>(floats)) kept.resize(static_cast<size_t>(floats));
+  return kept.data();
 }
 
 // Attributes that a file may leave out.
@@ -315,7 +325,7 @@ struct HeadNorm {
     norm.x = in[0].data, norm.gain = in[1].data, norm.bias = in[2].data;
     norm.slope = in[edgesep::kHeadNormSlope].data;
     norm.y = output(api, context, 0, {1, norm.heads, norm.frames, norm.bins * norm.features});
-    split(api, context, norm, edgesep_head_norm, edgesep_head_norm_rows(&norm));
+    split(api, context, norm, edgesep_head_norm, edgesep_head_norm_rows(&norm), kFewParts);
   }
 };
 
@@ -346,8 +356,7 @@ struct Attention {
     attention.past_k = in[3].data, attention.past_v = in[4].data;
     attention.k_scale = k_scale, attention.k_zero = k_zero, attention.v_scale = v_scale, attention.v_zero = v_zero;
     attention.y = output(api, context, 0, in[2].shape.dims);
-    const std::unique_ptr<float[]> weights(new float[static_cast<size_t>(edgesep_attention_workspace(&attention))]);
-    attention.weights = weights.get();
+    attention.weights = room(edgesep_attention_workspace(&attention));
     split(api, context, attention, edgesep_attention_weights, attention.items);
     split(api, context, attention, edgesep_attention_values, attention.items * edgesep_attention_chunks(&attention));
   }
@@ -383,7 +392,7 @@ struct Lstm {
     lstm.y = output(api, context, 0, {lstm.steps, 1, state[1], state[2]});
     lstm.last_h = output(api, context, 1, state);
     lstm.last_c = output(api, context, 2, state);
-    split(api, context, lstm, edgesep_lstm, edgesep_lstm_blocks(&lstm));
+    split(api, context, lstm, edgesep_lstm, edgesep_lstm_blocks(&lstm), kFewParts);
   }
 };
 
@@ -391,11 +400,16 @@ struct Windows {
   static constexpr const char* kName = "WindowProduct";
   static constexpr size_t kInputs = edgesep::kWindowInputs, kRequired = edgesep::kWindowRequired, kOutputs = 1;
   static constexpr bool kKeepsShape = false;
-  static constexpr int type(size_t i) { return i == edgesep::kWindowIndex ? kOrtInt64 : kOrtFloat; }
+  static constexpr int type(size_t i) {
+    return i == edgesep::kWindowIndex ? kOrtInt64 : i == edgesep::kWindowWeight ? kOrtAnyType : kOrtFloat;
+  }
 
   const OrtApi* api;
+  float x_scale;
+  int64_t x_zero;
 
-  Windows(const OrtApi* table, const OrtKernelInfo*) : api(table) {}
+  Windows(const OrtApi* table, const OrtKernelInfo* info)
+      : api(table), x_scale(attribute_float(table, info, "x_scale", 1.0f)), x_zero(attribute(table, info, "x_zero")) {}
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
@@ -407,7 +421,15 @@ struct Windows {
       require(api, kName,
               edgesep::check_index(windows.index, windows.windows * windows.taps, windows.rows, edgesep::kNoRow));
     windows.y = output(api, context, 0, {windows.windows, windows.outputs});
-    split(api, context, windows, edgesep_window_product, edgesep_window_blocks(&windows));
+    windows.scale = in[edgesep::kWindowScale].data;
+    if (in[edgesep::kWindowWeight].type != (windows.scale ? kOrtInt8 : kOrtFloat))
+      require(api, kName, "weight is int8 where it has a scale, else float");
+    if (!windows.scale) return split(api, context, windows, edgesep_window_product, edgesep_window_rows(&windows), kFewParts);
+    windows.bytes = reinterpret_cast<const int8_t*>(windows.weight);
+    windows.x_scale = x_scale, windows.x_zero = static_cast<int32_t>(x_zero);
+    windows.room = room(edgesep_window_room(&windows));
+    split(api, context, windows, edgesep_rounded_rows, windows.rows, kFewParts);
+    split(api, context, windows, edgesep_rounded_product, edgesep_window_rows(&windows), kFewParts);
   }
 };
 

@@ -1,9 +1,12 @@
 // OpenVINO operators around the core: an ONNX conversion, IR through the attribute visitor, and `evaluate`, which the
 // CPU plug-in calls in its own threads' arena.
+#include <atomic>
+#include <mutex>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/core/parallel.hpp>
 #include <openvino/frontend/onnx/extension/conversion.hpp>
+#include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
 
 #include "../core/check.h"
@@ -33,12 +36,20 @@ void require_types(const ov::Node& node, int64_t given, const char* const* names
   }
 }
 
-// `kernel(argument, first, end)` over `rows` in the calling arena, which holds as many threads as the plug-in allows.
+// `kernel(argument, first, end)` over `rows` in the calling arena, one call for each thread that the plug-in allows: what a
+// call begins with, and what its rows share, it does once.
 template <class Argument>
 void split(const Argument& argument, void (*kernel)(const Argument*, int64_t, int64_t), int64_t rows) {
-  const int64_t parts = std::min<int64_t>(rows, 64);
-  if (parts == 1) return kernel(&argument, 0, rows);
-  ov::parallel_for(parts, [&](int64_t k) { kernel(&argument, rows * k / parts, rows * (k + 1) / parts); });
+  const int threads = static_cast<int>(std::min<int64_t>(rows, parallel_get_max_threads()));
+  if (threads <= 1) return kernel(&argument, 0, rows);
+  ov::parallel_nt_static(threads, [&](int i, int all) { kernel(&argument, rows * i / all, rows * (i + 1) / all); });
+}
+
+// Room for a call, which its thread keeps: from the system it would come as empty pages every time.
+float* room(int64_t floats) {
+  thread_local std::vector<float> kept;
+  if (kept.size() < static_cast<size_t>(floats)) kept.resize(static_cast<size_t>(floats));
+  return kept.data();
 }
 
 // The contract's inputs from those there are: bit i of `given` says that input i is.
@@ -459,8 +470,7 @@ class PastAttention : public ov::op::Op {
     attention.k_scale = rounding_.k_scale, attention.k_zero = rounding_.k_zero;
     attention.v_scale = rounding_.v_scale, attention.v_zero = rounding_.v_zero;
     attention.y = outputs[0].data<float>();
-    const std::unique_ptr<float[]> weights(new float[static_cast<size_t>(edgesep_attention_workspace(&attention))]);
-    attention.weights = weights.get();
+    attention.weights = room(edgesep_attention_workspace(&attention));
     split(attention, edgesep_attention_weights, attention.items);
     split(attention, edgesep_attention_values, attention.items * edgesep_attention_chunks(&attention));
     return true;
@@ -546,31 +556,38 @@ class WindowProduct : public ov::op::Op {
   OPENVINO_OP("WindowProduct", "edgesep");
 
   WindowProduct() = default;
-  WindowProduct(const ov::OutputVector& inputs, int64_t given) : Op(inputs), given_(given) {
+  WindowProduct(const ov::OutputVector& inputs, int64_t given, float x_scale, int64_t x_zero)
+      : Op(inputs), given_(given), x_scale_(x_scale), x_zero_(x_zero) {
     constructor_validate_and_infer_types();
   }
 
   void validate_and_infer_types() override {
-    const bool indexed = given_ >> edgesep::kWindowIndex & 1;
-    require_float(*this, indexed ? size_t{edgesep::kWindowIndex} : SIZE_MAX);
+    const bool indexed = given_ >> edgesep::kWindowIndex & 1, rounded = given_ >> edgesep::kWindowScale & 1;
+    require_types(*this, given_, edgesep::kWindowNames, [=](size_t i) {
+      if (i == edgesep::kWindowIndex) return ov::element::dynamic;
+      return rounded && i == edgesep::kWindowWeight ? ov::element::i8 : ov::element::f32;
+    });
     const auto x = get_input_partial_shape(0), weight = get_input_partial_shape(1), bias = get_input_partial_shape(2);
     ov::PartialShape y = ov::PartialShape::dynamic(2);
     if (bias.rank().is_static()) y[1] = bias[0];
     if (indexed) {
       const auto index = get_input_partial_shape(edgesep::kWindowIndex);
       if (index.rank().is_static()) y[0] = index[0];
+      fixed_ = ov::is_type<ov::op::v0::Constant>(get_input_node_ptr(edgesep::kWindowIndex));
     } else if (x.is_static() && weight.is_static()) {
-      y[0] = static_cast<int64_t>(ov::shape_size(x.to_shape()) / weight.to_shape().at(2));
+      y[0] = static_cast<int64_t>(ov::shape_size(x.to_shape()) / (weight.to_shape().at(2) * (rounded ? 4 : 1)));
     }
     set_output_type(0, ov::element::f32, y);
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<WindowProduct>(inputs, given_);
+    return std::make_shared<WindowProduct>(inputs, given_, x_scale_, x_zero_);
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
     visitor.on_attribute("given", given_);
+    visitor.on_attribute("x_scale", x_scale_);
+    visitor.on_attribute("x_zero", x_zero_);
     return true;
   }
   bool has_evaluate() const override { return true; }
@@ -579,21 +596,43 @@ class WindowProduct : public ov::op::Op {
     const Inputs in(inputs, given_, edgesep::kWindowInputs);
     EdgesepWindows windows{};
     std::string wrong = edgesep::check_windows(in.shapes, &windows);
-    const std::vector<int64_t> index = in.integers(edgesep::kWindowIndex);
-    if (wrong.empty() && !index.empty())
+    std::vector<int64_t> changing;
+    if (fixed_)
+      std::call_once(once_, [&] { index_ = in.integers(edgesep::kWindowIndex); });
+    else
+      changing = in.integers(edgesep::kWindowIndex);
+    const std::vector<int64_t>& index = fixed_ ? index_ : changing;
+    if (wrong.empty() && !index.empty() && !(fixed_ && fitting_ == windows.rows))
       wrong = edgesep::check_index(index.data(), windows.windows * windows.taps, windows.rows, edgesep::kNoRow);
     OPENVINO_ASSERT(wrong.empty(), "edgesep::WindowProduct: ", wrong);
+    fitting_ = windows.rows;
     outputs[0].set_shape({static_cast<size_t>(windows.windows), static_cast<size_t>(windows.outputs)});
-    windows.x = in.data(0), windows.weight = in.data(1), windows.bias = in.data(2);
+    windows.x = in.data(0), windows.bias = in.data(2), windows.scale = in.data(edgesep::kWindowScale);
     windows.index = index.empty() ? nullptr : index.data();
     windows.slope = in.data(4), windows.residual = in.data(5);
     windows.y = outputs[0].data<float>();
-    split(windows, edgesep_window_product, edgesep_window_blocks(&windows));
+    if (!windows.scale) {
+      windows.weight = in.data(edgesep::kWindowWeight);
+      split(windows, edgesep_window_product, edgesep_window_rows(&windows));
+      return true;
+    }
+    windows.bytes = inputs[edgesep::kWindowWeight].data<const int8_t>();
+    windows.x_scale = x_scale_, windows.x_zero = static_cast<int32_t>(x_zero_);
+    windows.room = room(edgesep_window_room(&windows));
+    split(windows, edgesep_rounded_rows, windows.rows);
+    split(windows, edgesep_rounded_product, edgesep_window_rows(&windows));
     return true;
   }
 
  private:
   int64_t given_ = 7;
+  float x_scale_ = 1;
+  int64_t x_zero_ = 0;
+  // An index that is a constant, as it nearly always is, is read once, and checked once for as many rows.
+  bool fixed_ = false;
+  mutable std::once_flag once_;
+  mutable std::vector<int64_t> index_;
+  mutable std::atomic<int64_t> fitting_{-1};
 };
 
 class BidirectionalMamba : public ov::op::Op {
@@ -731,7 +770,9 @@ ov::OutputVector lstm_from_onnx(const ov::frontend::NodeContext& node) {
 ov::OutputVector windows_from_onnx(const ov::frontend::NodeContext& node) {
   int64_t given = 0;
   const ov::OutputVector inputs = present(node, &given);
-  return std::make_shared<WindowProduct>(inputs, given)->outputs();
+  return std::make_shared<WindowProduct>(inputs, given, node.get_attribute<float>("x_scale", 1),
+                                         node.get_attribute<int64_t>("x_zero", 0))
+      ->outputs();
 }
 
 ov::OutputVector mamba_from_onnx(const ov::frontend::NodeContext& node) {

@@ -253,6 +253,7 @@ int main() {
                                                      {"avx512", true, true, true},
                                                      {"avxvnni", false, false, true},
                                                      {"avx2", true, true, true},
+                                                     {"dotprod", false, false, true},
                                                      {"baseline", true, true, true}}) {
     if (edgesep_use(isa)) {
       std::printf("this processor or build has no %s\n", isa);

@@ -246,6 +246,54 @@ void nan_stays_in_its_row(bool in_bytes) {
     }
 }
 
+// In eight bits: of the same integers.
+void rounded_windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, int64_t windows, bool behind) {
+  Drawn drawn;
+  const int64_t group = EDGESEP_WINDOW_GROUP, rows = taps > 1 ? 29 : windows, quads = inputs / 4;
+  Floats x = drawn.fill(rows * inputs, 80);
+  for (float& v : x) v = 0.02f * (std::nearbyint(v) + 0.2f);  // far from where rounding turns
+  const Floats bias = drawn.fill(outputs), slope = drawn.fill(outputs), residual = drawn.fill(windows * outputs);
+  const Floats scale(at(outputs), 1e-4f);
+  std::vector<int8_t> matrix(at(taps * inputs * outputs)), weight(at((outputs + group - 1) / group * taps * inputs * group));
+  for (int8_t& w : matrix) w = static_cast<int8_t>(drawn.bytes(1)[0]);
+  for (int64_t k = 0; k < taps * inputs; ++k)
+    for (int64_t n = 0; n < outputs; ++n)
+      weight[at(((n / group * taps * quads + k / 4) * group + n % group) * 4 + k % 4)] = matrix[at(k * outputs + n)];
+  std::vector<int64_t> index;
+  for (int64_t i = 0; taps > 1 && i < windows * taps; ++i) index.push_back(i * 7 % (rows + 1) - 1);
+  Floats y(at(windows * outputs));
+  EdgesepWindows s{};
+  s.x = x.data(), s.bytes = weight.data(), s.bias = bias.data(), s.scale = scale.data(), s.y = y.data();
+  s.index = index.empty() ? nullptr : index.data();
+  if (behind) s.slope = slope.data(), s.residual = residual.data();
+  s.rows = rows, s.inputs = inputs, s.windows = windows, s.taps = taps, s.outputs = outputs;
+  s.x_scale = 0.02f, s.x_zero = 100;  // so that some are beyond both ends
+  Floats room(at(edgesep_window_room(&s)));
+  s.room = room.data();
+  for (int64_t i = 0; i < rows; ++i) edgesep_rounded_rows(&s, i, i + 1);
+  const int64_t work = edgesep_window_rows(&s);
+  for (int64_t i = 0; i < 3; ++i) edgesep_rounded_product(&s, work * i / 3, work * (i + 1) / 3);
+  const auto rounded = [&](int64_t i) {
+    return std::fmin(255, std::fmax(0, std::nearbyint(x[at(i)] * (1 / s.x_scale) + 100)));
+  };
+  std::vector<double> wanted;
+  for (int64_t m = 0; m < windows; ++m)
+    for (int64_t n = 0; n < outputs; ++n) {
+      double v = 0;
+      for (int64_t k = 0; k < taps; ++k) {
+        const int64_t row = index.empty() ? m : index[at(m * taps + k)];
+        for (int64_t c = 0; c < inputs; ++c)
+          v += (row < 0 ? 100.0 : double(rounded(row * inputs + c))) * matrix[at((k * inputs + c) * outputs + n)];
+      }
+      v = v * scale[at(n)] + bias[at(n)];
+      wanted.push_back(behind ? std::fmax(v, v * slope[at(n)]) + residual[at(m * outputs + n)] : v);
+    }
+  const double found = snr_db(y, wanted);
+  expect(found >= kLimitDb, std::to_string(windows) + " windows of " + std::to_string(taps) + " x " +
+                                std::to_string(inputs) + " in eight bits, " + std::to_string(outputs) +
+                                " outputs: " + std::to_string(found) + " dB");
+}
+
 // unfolded: most windows are one row behind the one before.
 void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, int64_t windows, bool behind,
                                  bool unfolded = false) {
@@ -270,7 +318,7 @@ void windows_equal_the_reference(int64_t taps, int64_t inputs, int64_t outputs, 
   s.index = index.empty() ? nullptr : index.data();
   if (behind) s.slope = slope.data(), s.residual = residual.data();
   s.rows = rows, s.inputs = inputs, s.windows = windows, s.taps = taps, s.outputs = outputs;
-  const int64_t blocks = edgesep_window_blocks(&s);
+  const int64_t blocks = edgesep_window_rows(&s);
   for (int64_t i = 0; i < blocks; ++i) edgesep_window_product(&s, i, i + 1);
   std::vector<double> wanted;
   for (int64_t m = 0; m < windows; ++m)
@@ -390,7 +438,8 @@ void misfits_of_streams_are_named() {
   unfit(1, {2, 7}, "gain has shape (2, 7), expected (heads, bins, features)");
   unfit(2, {2, 7, 3}, "bias has shape (2, 7, 3), expected (2, 7, 4)");
   unfit(3, {7}, "slope has shape (7), expected (8)");
-  const std::vector<Input> windows = {in({4, 5, 6}), in({2, 3, 6, 64}), in({80}), in({7, 3}), in({80}), in({7, 80})};
+  const std::vector<Input> windows = {in({4, 5, 6}), in({2, 3, 6, 64}), in({80}), in({7, 3}), in({80}), in({7, 80}),
+                                      Input{}};
   EdgesepWindows w{};
   expect(edgesep::check_windows(windows, &w).empty() && w.rows == 20 && w.windows == 7, "windows that fit pass");
   const auto named = [&](size_t i, edgesep::Dims dims, const char* start) {
@@ -408,6 +457,14 @@ void misfits_of_streams_are_named() {
   expect(edgesep::check_windows(wrong, &w).empty() && w.unfolded && w.taps == 4, "sums of taps pass");
   wrong[3] = in({7, 8});
   expect(edgesep::check_windows(wrong, &w).find("weight has shape (3, 9, 6, 32)") == 0, "sums of other taps are named");
+  wrong = windows;
+  wrong[1] = in({2, 3, 2, 256}), wrong[0] = in({20, 8}), wrong[6] = in({80});
+  expect(edgesep::check_windows(wrong, &w).empty() && w.inputs == 8 && w.rows == 20, "a matrix in eight bits fits");
+  wrong[6] = in({79});
+  expect(edgesep::check_windows(wrong, &w).find("scale has shape (79), expected (80)") == 0, "its scale is named");
+  wrong[1] = windows[1];
+  expect(edgesep::check_windows(wrong, &w).find("weight has shape (2, 3, 6, 64), expected (2 groups, taps, inputs / 4, 256)") == 0,
+         "a matrix in float with a scale is named");
   wrong = windows;
   wrong[3] = Input{};
   expect(edgesep::check_windows(wrong, &w).find("index is missing") == 0, "windows of several taps need an index");
@@ -444,6 +501,12 @@ void streams_equal_the_reference() {
     nan_stays_in_its_row(in_bytes);
   }
   gates_far_out_are_flat();
+  for (bool behind : {false, true})
+    for (int64_t outputs : {1, 16, 40, 64, 80, 150})
+      for (int64_t windows : {1, 5, 12, 31}) {
+        rounded_windows_equal_the_reference(1, 20, outputs, windows, behind);
+        rounded_windows_equal_the_reference(5, 8, outputs, windows, behind);
+      }
   misfits_of_streams_are_named();
 }
 

@@ -22,6 +22,6 @@ double snr_db(const std::vector<float>& got, const std::vector<double>& wanted);
 // (taps, channels, outputs) as unfolded_product.h reads it, appended (test_mamba.cpp).
 void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64_t outputs, Floats* to);
 void units_equal_the_reference();    // test_units.cpp
-void streams_equal_the_reference();  // test_streams.cpp: attention and LSTMs
+void streams_equal_the_reference();  // test_streams.cpp: attention, norms of heads, LSTMs, products in eight bits
 void windows_equal_the_reference();  // test_streams.cpp
 void blocks_equal_the_reference();   // test_mamba.cpp

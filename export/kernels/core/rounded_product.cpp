@@ -1,0 +1,82 @@
+// Compiled once per instruction set, each time in a namespace of its own (EDGESEP_ISA); see dispatch.cpp.
+//
+// Products of windows in eight bits. Rows are rounded once, not as often as windows overlap; four inputs of a row are a
+// unit of 32 bits, which meets four rows of the matrix in every lane.
+#include "window_tiles.h"
+
+namespace edgesep {
+namespace EDGESEP_ISA {
+
+namespace {
+
+// A unit of the matrix, four signed bytes a lane, and the four rounded inputs that it meets: bytes where a processor sums
+// products of bytes, halves where of halves (the first and third input, then the others), elsewhere floats.
+struct Unit {
+  static constexpr int kMet = kByteProducts ? 1 : kIntegerProducts ? 2 : 4;
+  static Vec add(Vec sum, Vec weights, const float* x) {
+    const Integers w = (Integers)weights;
+    const auto all = [x](int i) { return (Integers)(IntVec{} + bits_of(x + i)); };
+    if constexpr (kByteProducts) return (Vec)add_bytes((Integers)sum, all(0), w);
+    if constexpr (kIntegerProducts)
+      return (Vec)add_halves(add_halves((Integers)sum, even_bytes(w), all(0)), odd_bytes(w), all(1));
+    for (int i = 0; i < 4; ++i) sum += to_floats(w << (24 - 8 * i) >> 24) * x[i];
+    return sum;
+  }
+};
+
+}  // namespace
+
+template <>
+struct Sums<Unit> {
+  static Vec begin(const EdgesepWindows&, int64_t, int64_t) { return Vec{}; }
+  static Vec end(const EdgesepWindows& s, Vec sums, int64_t at, int64_t count) {
+    const Vec sum = kIntegerProducts ? to_floats((Integers)sums) : sums;
+    return sum * load(s.scale + at, count) + load(s.bias + at, count);
+  }
+};
+
+namespace {
+
+// The rows of work are those of x.
+void round(const EdgesepWindows& s, int64_t first, int64_t end) {
+  const Vec inverse = splat(1 / s.x_scale), zero = splat(static_cast<float>(s.x_zero));
+  const int64_t stop = end * s.inputs;
+  for (int64_t i = first * s.inputs; i < stop; i += kLanes) {  // units lie apart from each other, whatever is in them
+    const int64_t lanes = std::min<int64_t>(kLanes, stop - i);
+    const Integers v = rounded(at_most(at_least(load(s.x + i, lanes) * inverse + zero, 0.0f), 255.0f));
+    float* to = s.room + i / 4 * Unit::kMet;
+    if constexpr (!kIntegerProducts) {
+      store(to, to_floats(v), lanes);
+      continue;
+    }
+    uint8_t bytes[kLanes];
+    uint8_t* taken = kByteProducts && lanes == kLanes ? reinterpret_cast<uint8_t*>(to) : bytes;
+    store_bytes(taken, v);
+    if (kByteProducts && taken == bytes) std::memcpy(to, bytes, static_cast<size_t>(lanes));
+    for (int64_t u = 0; !kByteProducts && u < lanes / 4; ++u) {
+      uint64_t unit = bits_of(reinterpret_cast<const float*>(bytes) + u);
+      unit = (unit & 0x00ff00ff) | (unit & 0xff00ff00) << 24;
+      std::memcpy(to + 2 * u, &unit, sizeof unit);
+    }
+  }
+}
+
+}  // namespace
+
+void rounded_rows(const EdgesepWindows* s, int64_t first, int64_t end) { round(*s, first, end); }
+
+void rounded_product(const EdgesepWindows* s, int64_t first, int64_t end) {
+  EdgesepWindows units = *s;
+  units.x = s->room;
+  units.weight = reinterpret_cast<const float*>(s->bytes);
+  units.inputs = s->inputs / 4;
+  std::vector<float> nothing(static_cast<size_t>(s->inputs), static_cast<float>(s->x_zero));
+  if constexpr (kIntegerProducts) {
+    const uint32_t zero = static_cast<uint32_t>(s->x_zero) * (kByteProducts ? 0x01010101u : 0x00010001u);
+    for (float& unit : nothing) std::memcpy(&unit, &zero, sizeof zero);
+  }
+  product<Unit>(&units, nothing.data(), first, end);
+}
+
+}  // namespace EDGESEP_ISA
+}  // namespace edgesep
