@@ -58,10 +58,10 @@ void over_features(AnyRows r, int64_t width) {
   for (; width > 0; step(kLanes)) combine<frames, 1>(r, std::min<int64_t>(kLanes, width));
 }
 
-// What rounded values are summed with: weights of several rows side by side in a lane, and so the values of these rows for
-// a strip of 4 kLanes features. Weights are integers up to kMost.
-struct Quads {  // four rows: weights have eight bits, values are signed
-  static constexpr int kRows = 4, kBits = 8, kMost = 255, kZero = 128;
+// What rounded values are summed in: units of a few rows, whose weights lie side by side in a lane, and so do their values
+// for a strip of 4 kLanes features. Weights are integers up to kMost, kZero is taken off values.
+struct Quads {  // four rows: weights have eight bits
+  enum : int { kRows = 4, kBits = 8, kMost = 255, kZero = 128 };
   static void join(const uint8_t* const* rows, Integers* to) {
     interleave(rows, to);
     for (int v = 0; v < 4; ++v) to[v] ^= 0x80808080;
@@ -69,7 +69,7 @@ struct Quads {  // four rows: weights have eight bits, values are signed
   static Integers add(Integers sum, Integers weights, Integers values) { return add_bytes(sum, weights, values); }
 };
 struct Pairs {  // two rows, where a processor has no sums of products of bytes: weights have 15 bits
-  static constexpr int kRows = 2, kBits = 16, kMost = 32767, kZero = 0;
+  enum : int { kRows = 2, kBits = 16, kMost = 32767, kZero = 0 };
   static void join(const uint8_t* const* rows, Integers* to) {
     for (int v = 0; v < 4; ++v)
       to[v] = from_bytes(rows[0] + v * kLanes, kLanes) | from_bytes(rows[1] + v * kLanes, kLanes) << 16;
@@ -105,6 +105,37 @@ inline void add_rounded(const Integers* values, const int32_t* weights, int64_t 
     for (int w = 0; w < wide; ++w) store_as(y + f * features + w * kLanes, sums[f][w], size(w));
 }
 
+// Weights (rows, kGroup) times scale as integers, those of a unit's rows side by side; adds them to total.
+template <class Number>
+inline void join_weights(const float* weights, int64_t rows, const Vec* scale, int32_t* joined, IntVec* total) {
+  for (int64_t j = 0; j < rows; j += Number::kRows, joined += kGroup)
+    for (int p = 0; p < kParts; ++p) {
+      IntVec unit{};
+      for (int64_t r = 0; r < Number::kRows && j + r < rows; ++r) {
+        const IntVec w = (IntVec)rounded(load(weights + (j + r) * kGroup + p * kLanes, kLanes) * scale[p]);
+        total[p] += w;
+        unit |= (w & ((1u << Number::kBits) - 1)) << r * Number::kBits;
+      }
+      store_as(joined + p * kLanes, unit, kLanes);
+    }
+}
+
+// The values of some rows for a strip, or for the `lanes` of it that there are. `next`: rows behind them.
+template <class Number>
+inline void join_values(const uint8_t* from, int64_t rows, int64_t next, int64_t stride, int64_t lanes, Integers* joined) {
+  for (int64_t j = 0; j < rows; j += Number::kRows, joined += 4) {
+    const uint8_t* taken[Number::kRows];
+    uint8_t ends[Number::kRows][kStrip];  // of rows that end within the strip
+    for (int r = 0; r < Number::kRows; ++r) {
+      const int64_t row = std::min(j + r, rows - 1);  // what is not there weighs nothing
+      taken[r] = from + row * stride;
+      if (row < next) __builtin_prefetch(taken[r] + kRounded * stride, 0, 2);
+      if (lanes < kStrip) taken[r] = static_cast<const uint8_t*>(std::memcpy(ends[r], taken[r], lanes));
+    }
+    Number::join(taken, joined);
+  }
+}
+
 // y of some frames of an item, columns c to c + width, from rounded values of the past alone. Weights become integers of
 // Number's, which are then taken for shares of what all of the past weighs.
 template <class Number>
@@ -128,34 +159,12 @@ template <class Number>
   IntVec total[kParts] = {};  // unsigned: what NaN was rounded to may be anything
   for (int64_t j = 0; j < s.past; j += kRounded) {
     const int64_t rows = std::min(kRounded, s.past - j), units = (rows + Number::kRows - 1) / Number::kRows;
-    alignas(64) int32_t joined_weights[kUnits * kGroup];
-    for (int64_t u = 0; u < units; ++u)
-      for (int p = 0; p < kParts; ++p) {
-        IntVec joined{};
-        for (int r = 0; r < Number::kRows; ++r) {
-          const int64_t row = j + u * Number::kRows + r;
-          if (row == s.past) break;
-          const IntVec w = (IntVec)rounded(load(weights + row * kGroup + p * kLanes, kLanes) * scale[p]);
-          total[p] += w;
-          joined |= (w & ((1u << Number::kBits) - 1)) << r * Number::kBits;
-        }
-        store_as(joined_weights + u * kGroup + p * kLanes, joined, kLanes);
-      }
+    int32_t joined_weights[kUnits * kGroup];
+    join_weights<Number>(weights + j * kGroup, rows, scale, joined_weights, total);
     for (int64_t i = 0; i < width; i += kStrip) {
       const int64_t lanes = std::min(kStrip, width - i);
       Integers values[kUnits * 4];
-      const uint8_t* from = past + j * s.features + i;
-      for (int64_t u = 0; u < units; ++u) {
-        const uint8_t* taken[Number::kRows];
-        uint8_t ends[Number::kRows][kStrip];  // of rows that end within the strip
-        for (int r = 0; r < Number::kRows; ++r) {
-          const int64_t row = std::min(u * Number::kRows + r, rows - 1);  // what is not there weighs nothing
-          taken[r] = from + row * s.features;
-          if (j + kRounded + row < s.past) __builtin_prefetch(taken[r] + kRounded * s.features, 0, 2);
-          if (lanes < kStrip) taken[r] = static_cast<const uint8_t*>(std::memcpy(ends[r], taken[r], lanes));
-        }
-        Number::join(taken, values + 4 * u);
-      }
+      join_values<Number>(past + j * s.features + i, rows, s.past - j - kRounded, s.features, lanes, values);
       for (int64_t n = 0; n < count; n += kFrames)
         with_constant<kFrames>(std::min<int64_t>(kFrames, count - n), [&](auto frames) {
           constexpr int kCount = decltype(frames)::value;
