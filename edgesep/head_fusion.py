@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from edgesep.onnx_edit import Constants, inferred_shapes, rewrite
+from edgesep.onnx_edit import Constants, rewrite
 from edgesep.ops import head_norm
 from edgesep.units import Graph, flags
 
@@ -37,11 +37,15 @@ class Heads:
     slope: np.ndarray | None = None
 
 
-def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in fused form; the function it computes is the same."""
+def fuse(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
+    """A copy in fused form; the function it computes is the same.
+
+    Args:
+        shapes: of its tensors, as far as they are known.
+    """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    graph, constants, shapes = Graph(made.graph), Constants(made.graph, "head"), inferred_shapes(made)
+    graph, constants = Graph(made.graph), Constants(made.graph, "head")
     norms = (_heads(graph, node, shapes) for node in graph.nodes if node.op_type == "LayerNormalization")
     found = {heads.out: heads for heads in norms if heads is not None}
     rewrite(made, [_written(found[n.output[0]], constants) if n.output[0] in found else n for n in graph.nodes])
@@ -130,7 +134,7 @@ def _affine(graph: Graph, norm: NodeProto, size: tuple[int, int]) -> tuple[np.nd
     name = norm.output[0]
     for kind in ("Mul", "Add"):
         behind = graph.readers[name]
-        if [n.op_type for n in behind] != [kind] or name in graph.outputs or set(behind[0].input) == {name}:
+        if [n.op_type for n in behind] != [kind] or name in graph.outputs:
             continue
         (node,) = behind
         value = graph.constants.get(next(i for i in node.input if i != name))

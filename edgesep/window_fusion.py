@@ -150,7 +150,7 @@ def _rounded(graph: Graph, node: NodeProto, shapes: Shapes) -> Product | None:
     if steps.size > 1 and flags(weight).get("axis", 1) not in (1, -1):
         return None
     scale = np.broadcast_to(x_scale * steps, bias.shape).astype(np.float32)
-    rounding = Rounding(float(x_scale), int(zero), scale)
+    rounding = Rounding(x_scale.item(), zero.item(), scale)
     found = Product(first.input[0], integers, bias, behind.output[0], rounding=rounding)
     _windows(graph, found, shapes)
     taps = 1 if found.index is None else found.index.shape[1]

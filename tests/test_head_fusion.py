@@ -7,6 +7,7 @@ from test_fused import RUNTIMES
 from test_window_fusion import floats, kinds, made, model
 
 from edgesep import head_fusion
+from edgesep.onnx_edit import inferred_shapes
 from edgesep.verify import output_snr_db
 
 FRAMES, BINS = 3, 7
@@ -42,6 +43,10 @@ def heads(axis=-1, perm=(2, 0, 1, 3), more=(), **changed):
     return model(nodes, dict.fromkeys(["y", *more]), INPUTS, **constants)
 
 
+def fused(before):
+    return head_fusion.fuse(before, inferred_shapes(before))
+
+
 def one_head(slope=True):
     """All channels of a frame behind a slope."""
     constants = {"slope": floats(14), "flat": np.array([1, 1, FRAMES, 14 * BINS]), "gain": floats(14 * BINS)}
@@ -57,20 +62,20 @@ def one_head(slope=True):
 @pytest.mark.parametrize("before", [heads(), heads(gain=np.float32(3), bias=floats(4 * BINS)), one_head()])
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_heads_behind_a_slope_are_one_operator(name, before, tmp_path):
-    after, x = head_fusion.fuse(before), {"x": 1 + floats(*INPUTS["x"])}
+    after, x = fused(before), {"x": 1 + floats(*INPUTS["x"])}
     assert kinds(after) == ["HeadNorm"]
     wanted = onnxruntime.InferenceSession(before.SerializeToString()).run(None, x)[0]
     assert output_snr_db(RUNTIMES[name](after, x, tmp_path)[0], wanted) >= 110
 
 
 def test_what_others_read_too_stays():
-    assert kinds(head_fusion.fuse(heads(more=["bent"]))) == ["Mul", "Max", "HeadNorm"]
-    assert kinds(head_fusion.fuse(heads(more=["scaled"]))) == ["HeadNorm", "Add"]
-    assert kinds(head_fusion.fuse(heads(more=["normed"]))) == ["HeadNorm", "Mul", "Add"]
+    assert kinds(fused(heads(more=["bent"]))) == ["Mul", "Max", "HeadNorm"]
+    assert kinds(fused(heads(more=["scaled"]))) == ["HeadNorm", "Add"]
+    assert kinds(fused(heads(more=["normed"]))) == ["HeadNorm", "Mul", "Add"]
 
 
 def test_a_gain_of_each_frame_stays():
-    after = head_fusion.fuse(heads(gain=floats(1, 1, FRAMES, 1)))
+    after = fused(heads(gain=floats(1, 1, FRAMES, 1)))
     assert kinds(after) == ["HeadNorm", "Mul", "Add"]
 
 
@@ -81,7 +86,7 @@ ROWS = {"end": np.array([19]), "axes": np.array([0]), "apart": np.array([4, 4, 2
 @pytest.mark.parametrize("given", [FROM_BEHIND, ROWS], ids=["counted from behind", "rows"])
 def test_a_slice_that_is_not_of_channels_from_one_on_stays(given, tmp_path):
     before = heads(**given)
-    after, x = head_fusion.fuse(before), {"x": floats(*INPUTS["x"])}
+    after, x = fused(before), {"x": floats(*INPUTS["x"])}
     assert kinds(after) == ["Mul", "Max", "Slice", "HeadNorm"]
     wanted = onnxruntime.InferenceSession(before.SerializeToString()).run(None, x)[0]
     assert output_snr_db(RUNTIMES["onnxruntime"](after, x, tmp_path)[0], wanted) >= 110
@@ -98,4 +103,4 @@ def test_a_slice_that_is_not_of_channels_from_one_on_stays(given, tmp_path):
     ids=["another axis", "another order", "frames for bins", "a plain norm"],
 )
 def test_what_is_no_norm_of_heads_stays(before):
-    assert kinds(head_fusion.fuse(before)) == kinds(before)
+    assert kinds(fused(before)) == kinds(before)

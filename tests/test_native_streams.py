@@ -164,15 +164,6 @@ def test_a_product_of_windows_equals_its_reference(name, behind, tmp_path):
         assert output_snr_db(got, wanted) >= 110
 
 
-@pytest.mark.parametrize("inputs", ["window_inputs", "rounded_window_inputs"])
-@pytest.mark.parametrize(("given", "rows"), [(("index", "slope"), 13), (("residual",), 20)])
-def test_shapes_behind_a_product_of_windows_are_known(given, rows, inputs):
-    onnx_forms.register()
-    made = window_operator(globals()[inputs](*given, taps=3 if "index" in given else 1, windows=rows))
-    onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
-    assert inferred_shapes(made)["y"] == (rows, 80)
-
-
 def rounded_window_inputs(*more, taps=3, inputs=12, outputs=80, windows=13):
     """In eight bits; x is far from where rounding turns."""
     r, given = (
@@ -206,6 +197,15 @@ def test_windows_meet_a_matrix_in_eight_bits_only_with_a_scale(name, message, tm
     given["weight"] = np.ascontiguousarray(given["weight"][..., :64])
     with pytest.raises(Exception, match=message):  # each runtime has its own
         RUNTIMES[name](window_operator(given), given, tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [window_inputs, rounded_window_inputs])
+@pytest.mark.parametrize(("given", "rows"), [(("index", "slope"), 13), (("residual",), 20)])
+def test_shapes_behind_a_product_of_windows_are_known(given, rows, inputs):
+    onnx_forms.register()
+    made = window_operator(inputs(*given, taps=3 if "index" in given else 1, windows=rows))
+    onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
+    assert inferred_shapes(made)["y"] == (rows, 80)
 
 
 SEQUENCES = np.concatenate([start + np.arange(8) + np.arange(9)[:, None] for start in (-7, 3)])

@@ -124,8 +124,8 @@ def write_form(model: Path, out: Path, runtime: Any = None, *, native: bool = Fa
     elif getattr(runtime, "FUSES", False) and has_flat_maps(made):
         made = fusion.fuse(made)
     elif getattr(runtime, "FUSES", False) and streams(made):
-        shapes = inferred_shapes(made)  # before: those behind operators of ours cannot be
-        made = stream_fusion.fuse(head_fusion.fuse(made))
+        shapes = inferred_shapes(made)  # once: what is fused keeps the names of what it makes
+        made = stream_fusion.fuse(head_fusion.fuse(made, shapes))
         if precision != "bf16":
             made = window_fusion.fuse(made, shapes, unfold=precision == "fp32")
     elif getattr(runtime, "FUSES", False):

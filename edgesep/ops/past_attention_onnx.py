@@ -10,31 +10,18 @@ from typing import Any
 import onnx
 
 from edgesep.ops import past_attention as contract
+from edgesep.ops import schemas
 
 INPUTS = ("q", "k", "v", "past_k", "past_v", "hidden")
 
 
+ATTRIBUTES = {f"{of}_{what}": (0.0, "of the past's integers") for of in "kv" for what in ("scale", "zero")}
+
+
 def schema() -> onnx.defs.OpSchema:
     """The operator's schema; float32, and perhaps uint8 for keys and values of the past."""
-    kind = onnx.defs.OpSchema
-    names = [f"{of}_{what}" for of in "kv" for what in ("scale", "zero")]
-    made = kind(
-        contract.NAME,
-        contract.DOMAIN,
-        contract.VERSION,
-        contract.__doc__ or "",
-        inputs=[kind.FormalParameter(name, {"past_k": "K", "past_v": "V"}.get(name, "T")) for name in INPUTS],
-        outputs=[kind.FormalParameter("y", "T")],
-        type_constraints=[
-            ("T", ["tensor(float)"], "float32"),
-            *((of, ["tensor(float)", "tensor(uint8)"], "float32, or uint8 with a scale") for of in "KV"),
-        ],
-        attributes=[
-            kind.Attribute(name, onnx.helper.make_attribute(name, 0.0), "of the past's integers") for name in names
-        ],
-    )
-    made.set_type_and_shape_inference_function(infer)
-    return made
+    others = dict.fromkeys(("past_k", "past_v"), (*schemas.FLOAT, "tensor(uint8)"))
+    return schemas.schema(contract, INPUTS, ["y"], infer, required=len(INPUTS), others=others, attributes=ATTRIBUTES)
 
 
 def infer(context: Any) -> None:
