@@ -1,7 +1,7 @@
 // What both passes of attention over the past share: past values in eight bits, and what meets them.
 #pragma once
+#include "integers.h"
 #include "past_attention.h"
-#include "vec.h"
 
 namespace edgesep {
 namespace EDGESEP_ISA {

@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "vec.h"
+#include "integers.h"
 
 namespace edgesep {
 namespace EDGESEP_ISA {

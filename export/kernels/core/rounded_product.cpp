@@ -2,6 +2,7 @@
 //
 // Products of windows in eight bits. Rows are rounded once, not as often as windows overlap; four inputs of a row are a
 // unit of 32 bits, which meets four rows of the matrix in every lane.
+#include "integers.h"
 #include "window_tiles.h"
 
 namespace edgesep {

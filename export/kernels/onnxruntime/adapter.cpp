@@ -6,12 +6,14 @@
 #include <string>
 
 #include "../core/check.h"
+#include "../core/room.h"
 #include "ort.h"
 
 namespace {
 
 using edgesep::Dims;
 using edgesep::Input;
+using edgesep::room;
 
 // A status of ONNX Runtime as an exception inside this file; none crosses the C boundary.
 struct Failed {
@@ -123,13 +125,6 @@ void split(const OrtApi* api, OrtKernelContext* context, const Argument& argumen
                                                  static_cast<void (*)(void*, size_t)>(part),
                                                  static_cast<size_t>(work.parts), size_t{0},
                                                  static_cast<void*>(&work)));
-}
-
-// Room for a call, which its thread keeps: from the system it would come as empty pages every time.
-float* room(int64_t floats) {
-  thread_local std::vector<float> kept;
-  if (kept.size() < static_cast<size_t>(floats)) kept.resize(static_cast<size_t>(floats));
-  return kept.data();
 }
 
 // Attributes that a file may leave out.

@@ -10,10 +10,12 @@
 #include <openvino/op/op.hpp>
 
 #include "../core/check.h"
+#include "../core/room.h"
 
 namespace {
 
 using edgesep::Input;
+using edgesep::room;
 
 // Every input but the one at `integers` is f32.
 void require_float(const ov::Node& node, size_t integers = SIZE_MAX) {
@@ -43,13 +45,6 @@ void split(const Argument& argument, void (*kernel)(const Argument*, int64_t, in
   const int threads = static_cast<int>(std::min<int64_t>(rows, parallel_get_max_threads()));
   if (threads <= 1) return kernel(&argument, 0, rows);
   ov::parallel_nt_static(threads, [&](int i, int all) { kernel(&argument, rows * i / all, rows * (i + 1) / all); });
-}
-
-// Room for a call, which its thread keeps: from the system it would come as empty pages every time.
-float* room(int64_t floats) {
-  thread_local std::vector<float> kept;
-  if (kept.size() < static_cast<size_t>(floats)) kept.resize(static_cast<size_t>(floats));
-  return kept.data();
 }
 
 // The contract's inputs from those there are: bit i of `given` says that input i is.
