@@ -6,6 +6,8 @@ reads and writes a hundred megabytes; and its widest product, half of all sums, 
 
 What is linear behind the scans (a direction's output, what passes it by, both directions side by side, and what makes
 rows of windows) becomes one matrix a direction and one for what passes by, multiplied out in float64.
+
+Of a block in INT8, the products stay so; but instead of one range for all windows, each window has its own.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Direction:
 
     w: str
     reverse: bool
+    rounded: bool  # its large products are in INT8
     epsilon: float
     weights: dict[str, np.ndarray]  # by the operator's inputs; ``in (2, C·K, E)``, ``out (E, C·K)``
 
@@ -65,31 +68,49 @@ def _unfolded(matrix: np.ndarray, taps: int) -> np.ndarray:
     return window_product.unfolded(matrix.reshape(-1, taps, matrix.shape[1]).transpose(1, 0, 2))
 
 
+def _in_bytes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices ``(..., rows, outputs)`` as integers, and the scales of their columns, as the operator reads them."""
+    largest = np.abs(matrices).max(-2)
+    scales = np.where(largest > 0, largest, 1) / 127
+    rounded = np.rint(matrices / scales[..., None, :]).astype(np.int8)
+    made = np.stack([window_product.in_bytes(m) for m in rounded.reshape(-1, *rounded.shape[-2:])])
+    return made.reshape(*matrices.shape[:-2], *made.shape[1:]), scales.astype(np.float32)
+
+
 class _Graph(Graph):
-    """A graph, of which every question that it has no answer to says that this is no block."""
+    """A graph, of which every question that it has no answer to says that this is no block.
+
+    Tensors are named in front of their rounding.
+    """
 
     def made_by(self, name: str, kind: str) -> NodeProto:
-        node = self.producer.get(name)
-        if node is None or node.op_type != kind:
+        node = super().made_by(name, kind)
+        if node is None:
             raise Other
         return node
 
     def constant(self, name: str) -> np.ndarray:
-        if name not in self.constants:
+        value = self.value(name)
+        if value is None:
             raise Other
-        return self.constants[name]
+        return value
 
     def split(self, node: NodeProto) -> tuple[str, np.ndarray]:
         """The tensor and the constant of a node of two inputs."""
-        fixed = [i for i in node.input if i in self.constants]
+        fixed = [i for i in node.input if self.value(i) is not None]
         if len(node.input) != 2 or len(fixed) != 1:
             raise Other
-        return next(i for i in node.input if i not in self.constants), self.constants[fixed[0]]
+        return self.source(next(i for i in node.input if i != fixed[0])), self.constant(fixed[0])
 
     def product(self, name: str) -> tuple[str, np.ndarray]:
         """What is multiplied by which matrix."""
         node = self.made_by(name, "MatMul")
-        return node.input[0], self.constant(node.input[1])
+        return self.source(node.input[0]), self.constant(node.input[1])
+
+    def rounds(self, name: str) -> bool:
+        """Whether a product is in INT8."""
+        node = self.made_by(name, "MatMul")
+        return node.input[0] in self.pairs and node.input[1] not in self.constants
 
     def block(self, concat: NodeProto, constants: Constants, bf16: bool) -> NodeProto:
         """The operator in place of what ends in both directions side by side."""
@@ -116,7 +137,17 @@ class _Graph(Graph):
             found = [way.weights[name] for way in ways]
             given[name] = [window_product.grouped(v) for v in found] if name in ("states", "steps") else found
         values = {name: np.asarray(given[name], np.float32) for name in mamba.INPUTS[1:]}
-        if bf16 := bf16 and channels % 2 == values["D"].shape[1] % 2 == 0:
+        inner = values["D"].shape[1]
+        if all(way.rounded for way in ways) and inner % 4 == 0:
+            tap_first = np.arange(size).reshape(channels, taps).T.ravel()  # as rows of windows lie in memory
+            matrices = {
+                "in": np.stack([way.weights["in"][:, tap_first] for way in ways]),
+                "states": np.stack([way.weights["states"] for way in ways]),
+                "out": np.stack([way.weights["out"] @ half for way, half in zip(ways, halves, strict=True)]),
+            }
+            for name in mamba.BYTES:
+                values[name], values[f"{name}_scale"] = _in_bytes(matrices[name])
+        elif bf16 := bf16 and channels % 2 == inner % 2 == 0:
             values |= {name: mamba.pairs(values[name]) for name in mamba.PAIRED}
         names = [constants.name(value) for value in values.values()]
         attributes: dict[str, Any] = {"epsilon": ways[0].epsilon, "bf16": int(bf16)}
@@ -125,10 +156,10 @@ class _Graph(Graph):
     def direction(self, name: str) -> Direction:
         """From the windows to what a direction makes of them, the windows themselves added."""
         add = self.made_by(name, "Add")
-        products = [i for i in add.input if i in self.producer and self.producer[i].op_type == "MatMul"]
+        products = [i for i in add.input if super(_Graph, self).made_by(i, "MatMul") is not None]
         if len(products) != 1:
             raise Other
-        y, w = products[0], next(i for i in add.input if i != products[0])
+        y, w = products[0], self.source(next(i for i in add.input if i != products[0]))
         scanned, out = self.product(y)
         scan = self.made_by(scanned, "SelectiveScan")
         given = flags(scan)
@@ -136,7 +167,7 @@ class _Graph(Graph):
             raise Other
         if len(scan.output) > 1 and (self.readers[scan.output[1]] or scan.output[1] in self.outputs):
             raise Other
-        v, delta, a, b, c, d, z, step_bias = scan.input
+        v, delta, a, b, c, d, z, step_bias = map(self.source, scan.input)
         conv = self.made_by(v, "CausalConv1dSilu")
         reverse = bool(given.get("reverse"))
         if bool(flags(conv).get("reverse")) != reverse:
@@ -156,20 +187,27 @@ class _Graph(Graph):
             "out": out,
         }
         fixed = {"A": a, "D": d, "step_bias": step_bias, "conv_weight": conv.input[1], "conv_bias": conv.input[2]}
-        return Direction(w, reverse, epsilon, weights | {k: self.constant(i) for k, i in fixed.items()})
+        rounded = all(self.rounds(i) for i in (split.input[0], y, conv.input[0], z))
+        return Direction(w, reverse, rounded, epsilon, weights | {k: self.constant(i) for k, i in fixed.items()})
 
     def normed(self, name: str, w: str) -> tuple[np.ndarray, float]:
         """The gain and the epsilon of an RMS norm of ``w``."""
         scaled, gain = self.split(self.made_by(name, "Mul"))
         node = self.made_by(scaled, "Mul")
-        if w not in node.input:
+        factors = [i for i in node.input if self.source(i) != w]
+        if len(factors) != 1:
             raise Other
-        factor = next(i for i in node.input if i != w)
+        factor = factors[0]
         root = self.made_by(self.made_by(factor, "Reciprocal").input[0], "Sqrt")
         mean, epsilon = self.split(self.made_by(root.input[0], "Add"))
         squares, axes = self.split(self.made_by(mean, "ReduceMean"))
         power = self.made_by(squares, "Pow")
-        if power.input[0] != w or self.constant(power.input[1]) != 2 or list(axes) != [-1] or epsilon.size != 1:
+        if (
+            self.source(power.input[0]) != w
+            or self.constant(power.input[1]) != 2
+            or list(axes) != [-1]
+            or epsilon.size != 1
+        ):
             raise Other
         return gain, float(epsilon.reshape(()))
 

@@ -17,6 +17,11 @@ back. ``in`` and ``through`` are written for a fast algorithm (``unfolded``), wh
 
 With ``bf16``, the inputs named ``PAIRED`` are rounded, and what they meet may be: they hold two rows in each int32, the
 first of them in its lower half (``pairs``), and C and E are even. The scan is a rough one then.
+
+In eight bits: with ``in_scale (2, 2, E)``, ``states_scale (2, r + 2N)`` and ``out_scale (2, K·C)``, the inputs named
+``BYTES`` hold integers as ``window_product.in_bytes`` has them, of which those are the scales; E is a multiple of 4.
+What they meet is rounded to eight bits, each window for itself; ``in (2, 2, G, 1, K·C/4, 256)`` meets floats where a
+processor does not sum products of bytes. The scan is a rough one.
 """
 
 from __future__ import annotations
@@ -24,12 +29,14 @@ from __future__ import annotations
 import numpy as np
 
 from edgesep.ops import causal_conv, selective_scan
-from edgesep.ops.window_product import folded
+from edgesep.ops.window_product import GROUP, folded, from_bytes
 
 DOMAIN, NAME, VERSION = "edgesep", "BidirectionalMamba", 1
 CONVOLUTION, SCAN = ("conv_weight", "conv_bias"), ("states", "steps", "step_bias", "A", "D")
 INPUTS = ("x", "in", *CONVOLUTION, *SCAN, "out", "through", "bias")
 PAIRED = ("in", "states", "out", "through")
+BYTES = ("in", "states", "out")
+SCALES = tuple(f"{name}_scale" for name in BYTES)  # inputs behind the others, if they are there
 
 
 def pairs(matrix: np.ndarray) -> np.ndarray:
@@ -47,8 +54,11 @@ def unpaired(packed: np.ndarray) -> np.ndarray:
 
 
 def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:
-    """The operator in float64; of ``bf16``, only the matrices are rounded."""
+    """The operator in float64; of ``bf16`` and of eight bits, only the matrices are rounded."""
     g = {n: (unpaired(v) if v.dtype == np.int32 else v).astype(np.float64) for n, v in given.items()}
+    rounded = "in_scale" in given
+    if rounded:
+        g |= {name: _of_bytes(g[name], g[f"{name}_scale"]) for name in BYTES}
     x, inner = g["x"].transpose(0, 2, 1), g["D"].shape[1]
     rows, steps, channels = x.shape
     through = folded(g["through"])
@@ -58,7 +68,8 @@ def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:
     normed = windows / np.sqrt(np.square(windows).mean(-1, keepdims=True) + epsilon)
     made = windows @ through.reshape(outputs, -1)[:, :outputs]
     for d, reverse in enumerate((False, True)):
-        u, z = (normed @ folded(half).reshape(outputs, -1)[:, :inner] for half in g["in"][d])
+        matrices = (_matrix(half) if rounded else folded(half).reshape(outputs, -1) for half in g["in"][d])
+        u, z = (normed @ matrix[:, :inner] for matrix in matrices)
         v = causal_conv.reference(u, g["conv_weight"][d], g["conv_bias"][d], reverse=reverse)
         states, rank = g["A"].shape[2], g["steps"].shape[3]
         mixed = v @ _matrix(g["states"][d])[:, : rank + 2 * states]
@@ -71,6 +82,15 @@ def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:
     for k in range(taps):
         y[:, k : k + windows.shape[1]] += made[..., k * channels : (k + 1) * channels]
     return np.asarray(y)
+
+
+def _of_bytes(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``(..., G, 1, rows / 4, 256)`` and ``(..., outputs)`` as ``window_product.grouped`` has floats."""
+    groups = integers.shape[-4]
+    filled = np.zeros((*scale.shape[:-1], groups * GROUP))
+    filled[..., : scale.shape[-1]] = scale
+    taken = from_bytes(integers.reshape(-1, *integers.shape[-3:]))
+    return taken.reshape(*integers.shape[:-2], -1, GROUP) * filled.reshape(*integers.shape[:-3], 1, 1, GROUP)
 
 
 def _matrix(grouped: np.ndarray) -> np.ndarray:

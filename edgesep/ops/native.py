@@ -48,7 +48,7 @@ class ScanBackward(ctypes.Structure):
 class Conv(ctypes.Structure):
     """EdgesepConv."""
 
-    _fields_ = _fields(("x", "w", "bias", "y"), CONV_SIZES, ("reverse",))
+    _fields_ = _fields(("x", "w", "bias", "y"), CONV_SIZES, ("reverse", "rough"))
 
 
 class ConvBackward(ctypes.Structure):

@@ -21,7 +21,7 @@ void load_taps(const float* w, int64_t channels, int64_t taps, Vec* out) {
 }
 
 // One batch item, one register of channels; the last inputs stay in registers.
-template <int kTaps, int kCount>
+template <int kTaps, int kCount, bool kRough = false>
 void row(const EdgesepConv& s, int64_t item, int64_t channel) {
   const int64_t taps = kTaps ? kTaps : s.taps;
   const int64_t count = kCount ? kCount : std::min<int64_t>(kLanes, s.channels - channel);
@@ -34,7 +34,7 @@ void row(const EdgesepConv& s, int64_t item, int64_t channel) {
     past[taps - 1] = load(s.x + at, count);
     Vec y = bias;
     for (int64_t k = 0; k < taps; ++k) y += w[k] * past[k];
-    store(s.y + at, silu(y), count);
+    store(s.y + at, silu<kRough>(y), count);
   }
 }
 
@@ -46,7 +46,7 @@ void conv(const EdgesepConv* s, int64_t first, int64_t end) {
     const int64_t item = r / blocks, from = r % blocks * kRowChannels;
     for (int64_t channel = from; channel < std::min(from + kRowChannels, s->channels); channel += kLanes)
       if (channel + kLanes <= s->channels && s->taps == 4)
-        row<4, kLanes>(*s, item, channel);
+        s->rough ? row<4, kLanes, true>(*s, item, channel) : row<4, kLanes>(*s, item, channel);
       else
         row<0, 0>(*s, item, channel);
   }

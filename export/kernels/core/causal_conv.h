@@ -17,6 +17,7 @@ typedef struct {
   float* y;
   int64_t batch, length, channels, taps;
   int32_t reverse;
+  int32_t rough;  // silu may be wrong by 2e-4: as bfloat16 beside it is
 } EdgesepConv;
 
 // dx is written; dw (channels, taps) and dbias (channels) are added to.

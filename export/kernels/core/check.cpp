@@ -14,7 +14,8 @@ const char* const kLstmNames[kLstmInputs] = {"gates",     "recurrent", "initial_
                                               "initial_c", "order",     "scale"};
 const char* const kWindowNames[kWindowInputs] = {"x", "weight", "bias", "index", "slope", "residual", "scale"};
 const char* const kMambaNames[kMambaInputs] = {"x",     "in",        "conv_weight", "conv_bias", "states",  "steps",
-                                               "step_bias", "A", "D", "out", "through", "bias"};
+                                               "step_bias", "A", "D", "out", "through", "bias",
+                                               "in_scale", "states_scale", "out_scale"};
 
 namespace {
 
@@ -301,15 +302,19 @@ std::string check_windows(const std::vector<Input>& in, EdgesepWindows* sizes) {
 }
 
 std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
-  if (in.size() != kMambaInputs) return "BidirectionalMamba takes 12 inputs, got " + std::to_string(in.size());
-  const Dims&x = in[0].dims, &wide = in[1].dims, &conv = in[2].dims;
+  if (in.size() != kMambaInputs) return "BidirectionalMamba takes 12 or 15 inputs, got " + std::to_string(in.size());
+  const Dims&x = in[0].dims, &conv = in[2].dims;
   const Dims&steps = in[5].dims, &A = in[7].dims;
   if (!in[0].given || x.size() != 3 || x[0] < 1 || x[1] < 1)
     return "x has shape " + text(x) + ", expected (rows, channels, length)";
   const auto groups = [](int64_t outputs, int64_t group) { return (outputs + group - 1) / group; };
   sizes->rows = x[0], sizes->channels = x[1], sizes->length = x[2];
-  sizes->taps = wide.size() == 6 ? taps_of_parts(wide[3]) : 0;
-  if (!sizes->taps) return "in has shape " + text(wide) + ", expected (2, 2, groups, 9 or 27, channels, 32)";
+  const bool bytes = in[kMambaScale].given;
+  for (int i = kMambaScale; i < kMambaInputs; ++i)
+    if (in[static_cast<size_t>(i)].given != bytes) return std::string(kMambaNames[i]) + (bytes ? " is missing" : " is there without in_scale");
+  const Dims& through = in[10].dims;
+  sizes->taps = through.size() == 4 ? taps_of_parts(through[1]) : 0;
+  if (!sizes->taps) return "through has shape " + text(through) + ", expected (groups, 9 or 27, channels, 32)";
   if (x[2] < sizes->taps)
     return "x has shape " + text(x) + ", expected " + std::to_string(sizes->taps) + " steps or more";
   if (!in[2].given || conv.size() != 3 || conv[1] < 1 || conv[2] < 1 || conv[2] > EDGESEP_CONV_MAX_TAPS)
@@ -320,24 +325,32 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   if (!in[7].given || A.size() != 3 || A[2] < 1 || A[2] > EDGESEP_SCAN_MAX_STATE)
     return "A has shape " + text(A) + ", expected (2, " + std::to_string(conv[1]) + ", 1 to 64)";
   sizes->rank = steps[3], sizes->state = A[2];
-  const int64_t inner = conv[1], outputs = sizes->taps * x[1], parts = wide[3], group = EDGESEP_WINDOW_GROUP;
+  const int64_t inner = conv[1], outputs = sizes->taps * x[1], parts = through[1], group = EDGESEP_WINDOW_GROUP;
   const int64_t unfolded = EDGESEP_UNFOLDED_GROUP, numbers = sizes->pairs ? 2 : 1;
+  if (bytes && sizes->pairs) return "either bfloat16 or eight bits: there are scales and bf16 is set";
   if (x[1] % numbers || inner % numbers)
     return "bfloat16 takes an even number of channels, got " + std::to_string(x[1]) + " and " + std::to_string(inner);
+  if (bytes && inner % 4) return "eight bits take a multiple of 4 inner channels, got " + std::to_string(inner);
+  const int64_t mixed = sizes->rank + 2 * sizes->state, rows = inner / (bytes ? 4 : numbers);
+  const int64_t side_by_side = bytes ? 4 * group : group;
+  const Dims in_bytes = {2, 2, groups(inner, group), 1, outputs / 4, side_by_side};
   const Dims each = {2, inner};
-  return first_misfit(in, kMambaNames, kMambaInputs,
+  return first_misfit(in, kMambaNames, kMambaRequired,
                       {x,
-                       {2, 2, groups(inner, unfolded), parts, x[1] / numbers, unfolded},
+                       bytes ? in_bytes : Dims{2, 2, groups(inner, unfolded), parts, x[1] / numbers, unfolded},
                        {2, inner, conv[2]},
                        each,
-                       {2, groups(sizes->rank + 2 * sizes->state, group), 1, inner / numbers, group},
+                       {2, groups(mixed, group), 1, rows, side_by_side},
                        {2, groups(inner, group), 1, sizes->rank, group},
                        each,
                        {2, inner, sizes->state},
                        each,
-                       {2, groups(outputs, group), 1, inner / numbers, group},
+                       {2, groups(outputs, group), 1, rows, side_by_side},
                        {groups(outputs, unfolded), parts, x[1] / numbers, unfolded},
-                       {x[1]}});
+                       {x[1]},
+                       {2, 2, inner},
+                       {2, mixed},
+                       {2, outputs}});
 }
 
 std::string check_index(const int64_t* index, int64_t count, int64_t size, int64_t low) {

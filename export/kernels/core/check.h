@@ -93,13 +93,15 @@ constexpr int kWindowInputs = 7, kWindowRequired = 3, kWindowWeight = 1, kWindow
 constexpr int64_t kNoRow = -1;  // in an index: zeros
 extern const char* const kWindowNames[kWindowInputs];
 
-// x, in, conv_weight, conv_bias, states, steps, step_bias, A, D, out, through, bias
-constexpr int kMambaInputs = 12;
+// x, in, conv_weight, conv_bias, states, steps, step_bias, A, D, out, through, bias, in_scale, states_scale, out_scale
+constexpr int kMambaInputs = 15, kMambaRequired = 12, kMambaScale = 12;
 extern const char* const kMambaNames[kMambaInputs];
-constexpr bool mamba_pairs(size_t i) { return i == 1 || i == 4 || i == 9 || i == 10; }  // in, states, out, through
+constexpr bool mamba_bytes(size_t i) { return i == 1 || i == 4 || i == 9; }  // in, states, out: where they have scales
+constexpr bool mamba_pairs(size_t i) { return mamba_bytes(i) || i == 10; }   // through, too; where they have none
 inline std::array<const float**, kMambaInputs> mamba_inputs(EdgesepMamba* s) {
   return {&s->x,         &s->in, &s->conv_weight, &s->conv_bias, &s->states,  &s->steps,
-          &s->step_bias, &s->A,  &s->D,           &s->out,       &s->through, &s->bias};
+          &s->step_bias, &s->A,  &s->D,           &s->out,       &s->through, &s->bias,
+          &s->in_scale,  &s->states_scale, &s->out_scale};
 }
 
 // Empty and the sizes filled in, or a sentence that names the input, what came and what was expected.

@@ -17,8 +17,6 @@
 
 // Every kernel: name in its namespace, argument type.
 #define EDGESEP_FLOAT_KERNELS(X)         \
-  X(scan, EdgesepScan)                   \
-  X(scan_backward, EdgesepScanBackward)  \
   X(conv, EdgesepConv)                   \
   X(conv_backward, EdgesepConvBackward)  \
   X(conv_norm_sums, EdgesepConvNorm)     \
@@ -28,9 +26,11 @@
   X(gated, EdgesepGated)                 \
   X(head_norm, EdgesepHeadNorm)          \
   X(gated_backward, EdgesepGatedBackward)
-// Those that may multiply pairs of bfloat16.
-#define EDGESEP_PAIR_KERNELS(X)     \
-  X(window_product, EdgesepWindows) \
+// Those that may multiply pairs of bfloat16, or are others for processors that do.
+#define EDGESEP_PAIR_KERNELS(X)         \
+  X(scan, EdgesepScan)                  \
+  X(scan_backward, EdgesepScanBackward) \
+  X(window_product, EdgesepWindows)     \
   X(mamba, EdgesepMamba)
 // Those that may multiply integers.
 #define EDGESEP_INTEGER_KERNELS(X)       \
@@ -84,6 +84,7 @@ bool has_avxvnni() {
 
 struct Table {
   const char* isa;
+  int bytes;  // whether it sums products of bytes as such
   EDGESEP_KERNELS(EDGESEP_MEMBER)
 };
 
@@ -99,20 +100,20 @@ struct Table {
 // The best one first.
 const Table kTables[] = {
 #ifdef EDGESEP_X86
-    {"avx512bf16", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512BF16)
+    {"avx512bf16", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512BF16)
                        EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
-    {"avx512vnni", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512)
+    {"avx512vnni", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512)
                        EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
-    {"avx512", EDGESEP_KERNELS(EDGESEP_AVX512)},
-    {"avxvnni", EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
+    {"avx512", 0, EDGESEP_KERNELS(EDGESEP_AVX512)},
+    {"avxvnni", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
                     EDGESEP_INTEGER_KERNELS(EDGESEP_AVXVNNI)},
-    {"avx2", EDGESEP_KERNELS(EDGESEP_AVX2)},
+    {"avx2", 0, EDGESEP_KERNELS(EDGESEP_AVX2)},
 #endif
 #ifdef EDGESEP_ARM
-    {"dotprod", EDGESEP_FLOAT_KERNELS(EDGESEP_BASELINE) EDGESEP_PAIR_KERNELS(EDGESEP_BASELINE)
+    {"dotprod", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_BASELINE) EDGESEP_PAIR_KERNELS(EDGESEP_BASELINE)
                     EDGESEP_INTEGER_KERNELS(EDGESEP_DOTPROD)},
 #endif
-    {"baseline", EDGESEP_KERNELS(EDGESEP_BASELINE)},
+    {"baseline", 0, EDGESEP_KERNELS(EDGESEP_BASELINE)},
 };
 
 bool supported(const char* isa) {
@@ -168,6 +169,8 @@ int edgesep_use(const char* isa) {
 }
 
 const char* edgesep_instruction_set(void) { return chosen->isa; }
+
+int edgesep_sums_bytes(void) { return chosen->bytes; }
 
 #define EDGESEP_EXPORT(name, type) \
   void edgesep_##name(const type* s, int64_t first, int64_t end) { chosen->name(s, first, end); }

@@ -64,7 +64,29 @@ class Block {
         state_(floats(rounded(s.inner, kRowChannels) * s.state)),
         made_(floats(piece_ * s.taps * s.channels)),
         pairs_(floats(s.pairs && kPairProducts ? piece_ * s.inner / 2 : 0)),
-        zeros_(floats(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}))) {}
+        zeros_(floats(std::max({s.inner, s.taps * s.channels, s.rank + 2 * s.state}))),
+        rough_(s.pairs || s.in_scale),
+        direct_(s.in_scale && edgesep_sums_bytes()),
+        in_(s.in) {
+    if (!s.in_scale) return;
+    const int64_t outputs = s.taps * s.channels, mixed = s.rank + 2 * s.state;
+    room_ = floats(piece_ * std::max(s.inner, outputs));
+    row_steps_ = floats(piece_);
+    for (int way = 0; way < 2; ++way) {
+      states_begin_[way] = begin(of(s.states, way, s.inner / 4, mixed), s.inner, mixed);
+      out_begin_[way] = begin(of(s.out, way, s.inner / 4, outputs), s.inner, outputs);
+    }
+    if (!direct_) in_unfolded_ = floats(4 * unfolded_matrix());
+    for (int half = 0; half < 4; ++half) {
+      const float* const bytes = of(s.in, half, outputs / 4, s.inner);
+      if (direct_)
+        in_begin_[half] = begin(bytes, outputs, s.inner);
+      else
+        unfold_bytes(reinterpret_cast<const int8_t*>(bytes), s.in_scale + half * s.inner, s.channels, s.taps, s.inner,
+                     in_unfolded_.data() + half * unfolded_matrix());
+    }
+    in_ = direct_ ? s.in : in_unfolded_.data();
+  }
 
   void row(int64_t row) {
     read(s_.x + row * s_.channels * s_.length);
@@ -83,6 +105,27 @@ class Block {
   static int64_t at_a_time(int64_t windows, int64_t taps) {
     const int64_t blocks = (windows + taps - 1) / taps, pieces = (blocks + kUnfoldedBlocks - 1) / kUnfoldedBlocks;
     return (blocks + pieces - 1) / pieces * taps;
+  }
+
+  // One of some matrices of `inputs` rows of floats, whatever these hold.
+  static const float* of(const float* weight, int which, int64_t inputs, int64_t made) {
+    return weight + which * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
+  }
+
+  // Numbers of a matrix for the fast algorithm of `inner` outputs.
+  int64_t unfolded_matrix() const {
+    return rounded(s_.inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels;
+  }
+
+  // What sums of a matrix in bytes begin with.
+  static std::vector<int32_t> begin(const float* weight, int64_t inputs, int64_t outputs) {
+    const int8_t* unit = reinterpret_cast<const int8_t*>(weight);
+    std::vector<int32_t> sums(static_cast<size_t>(rounded(outputs, EDGESEP_WINDOW_GROUP)));
+    for (size_t group = 0; group < sums.size(); group += EDGESEP_WINDOW_GROUP)
+      for (int64_t i = 0; i < inputs / 4; ++i)
+        for (size_t n = 0; n < EDGESEP_WINDOW_GROUP; ++n, unit += 4)
+          sums[group + n] -= 128 * (unit[0] + unit[1] + unit[2] + unit[3]);
+    return sums;
   }
 
   // The row as (length, channels), the factor of each window and the parts of every piece.
@@ -126,50 +169,91 @@ class Block {
     edgesep_window_product(&w, 0, edgesep_window_rows(&w));
   }
 
+  // A matrix in bytes, what its sums begin with, and its scale.
+  struct Bytes {
+    const float *weight, *scale;
+    const std::vector<int32_t>& begin;
+  };
+
+  // `rows` of x, `apart` from one to the next, rounded; what is made of them is multiplied by `scale` (rows), if there is one.
+  EdgesepWindows rounded_to_bytes(const float* x, int64_t rows, int64_t inputs, int64_t apart, const float* scale = nullptr) {
+    EdgesepWindows w{};
+    w.x = x, w.rows = w.windows = rows, w.inputs = inputs, w.apart = apart, w.taps = 1;
+    w.bias = zeros_.data(), w.room = room_.data(), w.steps = row_steps_.data();
+    edgesep_rounded_rows(&w, 0, rows);
+    for (int64_t m = 0; scale && m < rows; ++m) w.steps[m] *= scale[m];
+    return w;
+  }
+
+  static void product(EdgesepWindows w, const Bytes& by, int64_t outputs, float* y, const float* residual = nullptr) {
+    w.bytes = reinterpret_cast<const int8_t*>(by.weight), w.scale = by.scale, w.begin = by.begin.data();
+    w.residual = residual, w.y = y, w.outputs = outputs;
+    edgesep_rounded_product(&w, 0, edgesep_window_rows(&w));
+  }
+
   void piece(int way, int64_t index, float* y) {
     const int64_t begin = index * piece_, count = std::min(piece_, windows_ - begin), inner = s_.inner;
     const int64_t rank = s_.rank, state = s_.state, mixed = rank + 2 * state, outputs = s_.taps * s_.channels;
-    const auto unfolded = [&](const float* weight, int64_t made, const float* scale, float* to) {
-      unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, scale,
+    const auto unfolded = [&](const float* weight, int64_t made, const float* factor, float* to) {
+      unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, factor,
                        count, s_.pairs, to);
     };
     const int64_t numbers = s_.pairs ? 2 : 1;  // in each of a matrix's floats
-    const int64_t half = rounded(inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels / numbers;
-    const float *const in = s_.in + 2 * way * half, *const scale = scale_.data() + begin;
+    const float* const scale = scale_.data() + begin;
     // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
-    unfolded(in, inner, scale, u_.data() + history_);
-    unfolded(in + half, inner, scale, z_.data());
+    if (direct_) {
+      const EdgesepWindows w =
+          rounded_to_bytes(x_.data() + begin * s_.channels, count, outputs, s_.channels, scale);
+      const auto half = [&](int i) {
+        return Bytes{of(in_, i, outputs / 4, inner), s_.in_scale + i * inner, in_begin_[i]};
+      };
+      product(w, half(2 * way), inner, u_.data() + history_);
+      product(w, half(2 * way + 1), inner, z_.data());
+    } else {
+      const int64_t half = unfolded_matrix() / numbers;
+      unfolded(in_ + 2 * way * half, inner, scale, u_.data() + history_);
+      unfolded(in_ + (2 * way + 1) * half, inner, scale, z_.data());
+    }
     EdgesepConv c{};
     c.x = u_.data() + (way ? history_ : 0), c.y = v_.data() + (way ? history_ : 0);
     c.w = s_.conv_weight + way * inner * s_.conv_taps, c.bias = s_.conv_bias + way * inner;
-    c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps, c.reverse = way;
+    c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps, c.reverse = way, c.rough = rough_;
     edgesep_conv(&c, 0, edgesep_conv_rows(&c));
     const float* const kept = u_.data() + (way ? history_ : count * inner);
     std::memmove(u_.data() + (way ? history_ + piece_ * inner : 0), kept, static_cast<size_t>(history_) * sizeof(float));
 
-    const auto of = [way](const float* weight, int64_t inputs, int64_t made) {
-      return weight + way * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
-    };
-    product(v_.data() + history_, count, inner, of(s_.states, inner / numbers, mixed), mixed, mixed_.data(), s_.pairs);
+    if (s_.states_scale)
+      product(rounded_to_bytes(v_.data() + history_, count, inner, inner),
+              {of(s_.states, way, inner / 4, mixed), s_.states_scale + way * mixed, states_begin_[way]}, mixed,
+              mixed_.data());
+    else
+      product(v_.data() + history_, count, inner, of(s_.states, way, inner / numbers, mixed), mixed, mixed_.data(),
+              s_.pairs);
     for (int64_t m = 0; m < count; ++m) {
       const float* const from = mixed_.data() + m * mixed;
       std::copy(from, from + rank, steps_.data() + m * rank);
       std::copy(from + rank, from + rank + state, B_.data() + m * state);
       std::copy(from + rank + state, from + mixed, C_.data() + m * state);
     }
-    product(steps_.data(), count, rank, of(s_.steps, rank, inner), inner, delta_.data(), false);
+    product(steps_.data(), count, rank, of(s_.steps, way, rank, inner), inner, delta_.data(), false);
     EdgesepScan r{};
     r.u = v_.data() + history_, r.delta = delta_.data(), r.A = s_.A + way * inner * state, r.B = B_.data();
     r.C = C_.data(), r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
     r.initial_state = r.last_state = state_.data();
     r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
     r.batch = 1, r.length = count, r.channels = inner, r.state = state;
-    r.delta_softplus = 1, r.reverse = way, r.rough = s_.pairs, r.grouped = 1;
+    r.delta_softplus = 1, r.reverse = way, r.rough = rough_, r.grouped = 1;
     edgesep_scan(&r, 0, edgesep_scan_rows(&r));
 
     if (!way) unfolded(s_.through, outputs, nullptr, made_.data());
-    product(u_.data() + history_, count, inner, of(s_.out, inner / numbers, outputs), outputs, made_.data(), s_.pairs,
-            way ? nullptr : made_.data());
+    const float* const residual = way ? nullptr : made_.data();
+    if (s_.out_scale)
+      product(rounded_to_bytes(u_.data() + history_, count, inner, inner),
+              {of(s_.out, way, inner / 4, outputs), s_.out_scale + way * outputs, out_begin_[way]}, outputs,
+              made_.data(), residual);
+    else
+      product(u_.data() + history_, count, inner, of(s_.out, way, inner / numbers, outputs), outputs, made_.data(),
+              s_.pairs, residual);
     for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
       float* const to = y + (begin + m) * s_.channels;
       for (int64_t i = 0; i < outputs; ++i) to[i] += made_[static_cast<size_t>(m * outputs + i)];
@@ -178,7 +262,11 @@ class Block {
 
   const EdgesepMamba& s_;
   const int64_t windows_, piece_, history_, parts_size_;
-  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
+  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_, room_, row_steps_;
+  std::vector<int32_t> in_begin_[4], states_begin_[2], out_begin_[2];
+  const bool rough_, direct_;  // direct: windows meet bytes
+  const float* in_;
+  Floats in_unfolded_;
 };
 
 }  // namespace

@@ -15,6 +15,11 @@
 // With `pairs`, in, states, out and through hold two bfloat16 in the bits of each float: rows that lie side by side, of
 // which there are half as many then. What they meet is rounded, too, where the processor gains by it. channels and inner
 // must be even, and the scan is a rough one.
+//
+// With in_scale (2, 2, inner), states_scale (2, rank + 2 state) and out_scale (2, taps x channels), in, states and out hold
+// signed bytes as window_product.h has them, of which those are the scales; what they meet is rounded to eight bits, each
+// window for itself, in (2, 2, groups, 1, taps x channels / 4, 256) only where the processor sums products of bytes. Then
+// inner must be a multiple of 4, and the scan is a rough one.
 #pragma once
 #include "window_product.h"
 
@@ -24,6 +29,7 @@ extern "C" {
 
 typedef struct {
   const float *x, *in, *conv_weight, *conv_bias, *states, *steps, *step_bias, *A, *D, *out, *through, *bias;
+  const float *in_scale, *states_scale, *out_scale;
   float* y;
   int64_t rows, channels, length, taps, inner, rank, state, conv_taps;
   float epsilon;

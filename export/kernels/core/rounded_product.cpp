@@ -29,23 +29,27 @@ struct Unit {
 
 template <>
 struct Sums<Unit> {
-  static Vec begin(const EdgesepWindows&, int64_t, int64_t) { return Vec{}; }
-  static Vec end(const EdgesepWindows& s, Vec sums, int64_t at, int64_t count) {
-    const Vec sum = kIntegerProducts ? to_floats((Integers)sums) : sums;
+  static Vec begin(const EdgesepWindows& s, int64_t at, int64_t count) {
+    if (!s.begin) return Vec{};
+    const Integers begin = load_as<Integers>(s.begin + at, count);
+    return kIntegerProducts ? (Vec)begin : to_floats(begin);
+  }
+  static Vec end(const EdgesepWindows& s, Vec sums, int64_t window, int64_t at, int64_t count) {
+    Vec sum = kIntegerProducts ? to_floats((Integers)sums) : sums;
+    if (s.steps) sum *= s.steps[window];
     return sum * load(s.scale + at, count) + load(s.bias + at, count);
   }
 };
 
 namespace {
 
-// The rows of work are those of x.
-void round(const EdgesepWindows& s, int64_t first, int64_t end) {
-  const Vec inverse = splat(1 / s.x_scale), zero = splat(static_cast<float>(s.x_zero));
-  const int64_t stop = end * s.inputs;
-  for (int64_t i = first * s.inputs; i < stop; i += kLanes) {  // units lie apart from each other, whatever is in them
-    const int64_t lanes = std::min<int64_t>(kLanes, stop - i);
-    const Integers v = rounded(at_most(at_least(load(s.x + i, lanes) * inverse + zero, 0.0f), 255.0f));
-    float* to = s.room + i / 4 * Unit::kMet;
+// Some inputs, whole units of them. Units lie apart from each other, whatever is in them.
+void round(const float* x, int64_t count, float per_step, float at_zero, float* room) {
+  const Vec inverse = splat(per_step), zero = splat(at_zero);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = std::min<int64_t>(kLanes, count - i);
+    const Integers v = rounded(at_most(at_least(load(x + i, lanes) * inverse + zero, 0.0f), 255.0f));
+    float* to = room + i / 4 * Unit::kMet;
     if constexpr (!kIntegerProducts) {
       store(to, to_floats(v), lanes);
       continue;
@@ -62,9 +66,32 @@ void round(const EdgesepWindows& s, int64_t first, int64_t end) {
   }
 }
 
+// The step of a row of x, NaN where it holds one or what is infinite.
+float step_of(const float* x, int64_t inputs) {
+  Vec most{}, poison{};
+  for (int64_t i = 0; i < inputs; i += kLanes) {
+    const Vec v = load(x + i, std::min<int64_t>(kLanes, inputs - i)), size = magnitude(v);
+    most = size > most ? size : most;
+    poison += v - v;
+  }
+  float found = 0;
+  for (int i = 0; i < kLanes; ++i) found = std::max(found, most[i]);
+  return found / 127 + sum(poison);
+}
+
 }  // namespace
 
-void rounded_rows(const EdgesepWindows* s, int64_t first, int64_t end) { round(*s, first, end); }
+void rounded_rows(const EdgesepWindows* s, int64_t first, int64_t end) {
+  const auto room = [s](int64_t row) { return s->room + row * s->inputs / 4 * Unit::kMet; };
+  if (!s->steps)
+    return round(s->x + first * s->inputs, (end - first) * s->inputs, 1 / s->x_scale, static_cast<float>(s->x_zero),
+                 room(first));
+  for (int64_t row = first; row < end; ++row) {
+    const float* const x = s->x + row * s->apart;
+    const float step = s->steps[row] = step_of(x, s->inputs);
+    round(x, s->inputs, step > 0 ? 1 / step : 0, 128, room(row));
+  }
+}
 
 void rounded_product(const EdgesepWindows* s, int64_t first, int64_t end) {
   EdgesepWindows units = *s;

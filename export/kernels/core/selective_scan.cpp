@@ -13,6 +13,26 @@ namespace {
 constexpr int kMaxState = EDGESEP_SCAN_MAX_STATE;
 constexpr int64_t kChunk = 8;  // steps
 
+// How exponents stay within the bounds of exp2. Holding each of them there is a fifth of the work, and almost never needed:
+// so a row is first done without, and again if one was out of bounds. Or the processor scales by any power of two.
+enum Bounds { kFoundOut, kHeld, kScaled };
+
+// Intel's processors do so in one step for two of additions. Those of AMD, for which the scan is compiled
+// with products of pairs (dispatch.cpp), have adders beside their multipliers, and such steps for nothing.
+#if defined(__AVX512DQ__) && !defined(__AVX512BF16__)
+constexpr bool kScales = true;
+#else
+constexpr bool kScales = false;
+#endif
+
+template <Bounds kBounds, bool kRough>
+inline Vec decayed(Vec exponent) {
+  if constexpr (kBounds == kScaled)
+    return scaled_exp2<kRough>(exponent);
+  else
+    return kBounds == kHeld ? exp2(exponent) : exp2_within<kRough>(exponent);
+}
+
 // A of one register of channels as (state, lanes), scaled for exp2, and its largest magnitude a lane. Returns 0 in every
 // lane, or NaN where A holds one.
 Vec load_decay(const float* A, int64_t channels, int64_t state, Vec* out, Vec* steepest) {
@@ -62,11 +82,8 @@ class States {
 };
 
 // One batch item, one register of channels from `channel` on. With kState and kCount known, the state lives in registers
-// (AVX-512) or in the first-level cache.
-//
-// Holding every exponent within the bounds of exp2 is a fifth of the work, and almost never needed: unless `kCareful`, the
-// row is done without and returns false where an exponent was out of bounds. It must then be done again, carefully.
-template <int kState, int kCount, bool kCareful, bool kRough = false>
+// (AVX-512) or in the first-level cache. False where it must be done again, with exponents held within bounds.
+template <int kState, int kCount, Bounds kBounds, bool kRough = false>
 bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   const int64_t state = kState ? kState : s.state;
   const int64_t count = kCount ? kCount : std::min<int64_t>(kLanes, s.channels - channel);
@@ -94,20 +111,23 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
       if (s.z) __builtin_prefetch(s.z + ahead);
       __builtin_prefetch(s.y + ahead, 1);
       Vec dt = load(s.delta + at, count) + bias;
-      if (s.delta_softplus) dt = softplus<kRough>(dt);
-      const Vec u = load(s.u + at, count), exponent = magnitude(dt) * steepest;
-      largest = exponent > largest ? exponent : largest;
+      if (s.delta_softplus) dt = softplus<kRough, kBounds == kScaled>(dt);
+      const Vec u = load(s.u + at, count);
+      if constexpr (kBounds == kFoundOut) {
+        const Vec exponent = magnitude(dt) * steepest;
+        largest = exponent > largest ? exponent : largest;
+      }
       dts[k] = dt;
       xs[k] = dt * u;
       skips[k] = skip * u;
-      if (s.z) gates[k] = silu<kRough>(load(s.z + at, count));
+      if (s.z) gates[k] = silu<kRough, kBounds == kScaled>(load(s.z + at, count));
     }
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = place(begin + k);
       const float *B = s.B + t * state, *C = s.C + t * state;
       const Vec dt = dts[k], x = xs[k];
       const auto advance = [&](int64_t n) {
-        h[n] = (kCareful ? exp2(dt * decay[n]) : exp2_within<kRough>(dt * decay[n])) * h[n] + x * B[n];
+        h[n] = decayed<kBounds, kRough>(dt * decay[n]) * h[n] + x * B[n];
         return h[n] * C[n];
       };
       Vec y0 = skips[k], y1{};
@@ -122,28 +142,33 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
       store(s.y + t * s.channels + channel, y, count);
     }
   }
-  if (!kCareful && any_above(largest, 126.0f)) return false;
+  if (kBounds == kFoundOut && any_above(largest, 126.0f)) return false;
   if (s.last_state) states.write(h, s.last_state);
   return true;
 }
 
-template <bool kCareful>
+template <Bounds kBounds>
 bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
-  if (channel + kLanes > s.channels) return row<0, 0, kCareful>(s, item, channel);
-  if (!kCareful && s.rough && s.state == 16) return row<16, kLanes, false, true>(s, item, channel);
-  return s.state == 16 ? row<16, kLanes, kCareful>(s, item, channel) : row<0, kLanes, kCareful>(s, item, channel);
+  if (channel + kLanes > s.channels) return row<0, 0, kBounds>(s, item, channel);
+  if (s.state != 16) return row<0, kLanes, kBounds>(s, item, channel);
+  return kBounds != kHeld && s.rough ? row<16, kLanes, kBounds, true>(s, item, channel)
+                                     : row<16, kLanes, kBounds>(s, item, channel);
 }
 
 }  // namespace
 
 void scan(const EdgesepScan* s, int64_t first, int64_t end) {
   const int64_t blocks = (s->channels + kRowChannels - 1) / kRowChannels;
-  bool careful = false;  // once needed, it is likely to be needed again
+  [[maybe_unused]] bool careful = false;  // once needed, it is likely to be needed again
   for (int64_t r = first; r < end; ++r) {
     const int64_t item = r / blocks, from = r % blocks * kRowChannels;
     for (int64_t channel = from; channel < std::min(from + kRowChannels, s->channels); channel += kLanes) {
-      careful = careful || !row<false>(*s, item, channel);
-      if (careful) row<true>(*s, item, channel);
+      if constexpr (kScales) {
+        row<kScaled>(*s, item, channel);
+      } else {
+        careful = careful || !row<kFoundOut>(*s, item, channel);
+        if (careful) row<kHeld>(*s, item, channel);
+      }
     }
   }
 }

@@ -40,6 +40,22 @@ inline float* split_parts(const Channels* x, int64_t apart, float* parts) {
   }
 }
 
+// Taps of a register of outputs become the sums of them.
+template <int taps>
+inline float* sum_taps(const Vec* w, int64_t apart, float* to) {
+  if constexpr (taps == 1) {
+    store(to, *w, kLanes);
+    return to + apart;
+  } else {
+    constexpr int half = taps / 2;
+    Vec both[half];
+    for (int i = 0; i < half; ++i) both[i] = w[i] + w[i + half];
+    to = sum_taps<half>(both, apart, to);
+    to = sum_taps<half>(w, apart, to);
+    return sum_taps<half>(w + half, apart, to);
+  }
+}
+
 // Outputs of a few blocks of windows, one window of each.
 template <int blocks>
 using Sums = Vec[blocks][kWide];
@@ -142,6 +158,28 @@ void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t bl
       for (int64_t part = 0; pairs && kPairProducts && part < edgesep_unfolded_parts(taps); ++part)
         to_pairs(to + part * apart, kSide, to + part * apart);  // in place: two become one
     }
+}
+
+void unfold_bytes(const int8_t* bytes, const float* scale, int64_t channels, int64_t taps, int64_t outputs,
+                  float* weight) {
+  const auto sums = taps == 8 ? sum_taps<8> : sum_taps<4>;
+  const int64_t apart = channels * kUnfoldedGroup, units = taps * channels / 4, group = EDGESEP_WINDOW_GROUP;
+  for (int64_t n = 0; n < outputs; n += kLanes) {
+    float* const to = weight + n / kUnfoldedGroup * edgesep_unfolded_parts(taps) * apart + n % kUnfoldedGroup;
+    const int64_t count = std::min<int64_t>(kLanes, outputs - n);
+    const Vec factor = load(scale + n, count);
+    for (int64_t c = 0; c < channels; ++c) {
+      Vec w[kUnfoldedTaps];
+      for (int64_t k = 0; k < taps; ++k) {
+        const int64_t input = k * channels + c;
+        const int8_t* const from = bytes + ((n / group * units + input / 4) * group + n % group) * 4 + input % 4;
+        float lanes[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) lanes[i] = from[4 * i];
+        w[k] = load(lanes, kLanes) * factor;
+      }
+      sums(w, apart, to + c * kUnfoldedGroup);
+    }
+  }
 }
 
 void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,

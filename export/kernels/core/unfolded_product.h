@@ -30,6 +30,10 @@ constexpr int64_t kUnfoldedTaps = 8;
 void unfold(const float* const* rows, int64_t channels, int64_t taps, int64_t blocks, bool pairs, float* parts);
 int64_t unfolded_size(int64_t channels, int64_t taps);  // of parts, whatever the blocks
 
+// weight (groups, parts, channels, 32) of a matrix in bytes, (taps x channels, outputs) as window_product.h has them, of
+// which `scale` (outputs) are the scales.
+void unfold_bytes(const int8_t* bytes, const float* scale, int64_t channels, int64_t taps, int64_t outputs, float* weight);
+
 // The first `windows` of the blocks: y (windows, outputs), times scale (windows) unless that is null.
 void unfolded_product(const float* parts, int64_t blocks, int64_t channels, int64_t taps, const float* weight,
                       int64_t outputs, const float* scale, int64_t windows, bool pairs, float* y);

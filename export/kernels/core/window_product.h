@@ -12,6 +12,10 @@
 // 4. Then v = bias + scale sum q W; bias makes up for x_zero. First rows are rounded, all of them, into `room`,
 // edgesep_window_room floats, then they are multiplied.
 //
+// With `steps` (rows), each row is rounded for itself: q = x / step + 128, its step max |x| / 127, which is written there.
+// Then v = bias + scale step (sum q W - 128 sum W), and `begin` (outputs) holds -128 sum W. A window is one row; a row of x
+// begins `apart` floats behind the one before, so that they may overlap.
+//
 // With `unfolded`, weight is (groups, 3^log2(taps), inputs, 32) for the fast algorithm of unfolded_product.h, and taps
 // are 4 or 8: it takes as many windows at a time as there are taps if each is one row behind the one before, fewer if
 // not.
@@ -28,9 +32,10 @@ typedef struct {
   const float *x, *weight, *bias, *slope, *residual, *scale;
   const int8_t* bytes;
   const int64_t* index;
-  float* room;
+  const int32_t* begin;
+  float *room, *steps;
   float* y;
-  int64_t rows, inputs, windows, taps, outputs;
+  int64_t rows, inputs, windows, taps, outputs, apart;
   int32_t unfolded;
   // The weight is in pairs of bfloat16, of inputs that lie side by side: `inputs` of them. So is x in an instruction set
   // that sums products of pairs; elsewhere it holds floats, twice as many.
@@ -55,6 +60,7 @@ static inline int64_t edgesep_window_room(const EdgesepWindows* s) { return s->s
 void edgesep_window_product(const EdgesepWindows*, int64_t first, int64_t end);
 void edgesep_rounded_rows(const EdgesepWindows*, int64_t first, int64_t end);  // rows of work: rows of x
 void edgesep_rounded_product(const EdgesepWindows*, int64_t first, int64_t end);
+int edgesep_sums_bytes(void);  // whether such a product takes a quarter of the instructions of one in float
 
 #ifdef __cplusplus
 }

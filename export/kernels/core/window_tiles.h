@@ -29,11 +29,11 @@ inline void finish(const EdgesepWindows& s, Vec y, int64_t window, int64_t at, i
   store(s.y + window * s.outputs + at, y, count);
 }
 
-// Of sums in float: what they begin with for `count` outputs from `at` on, and what they come to.
+// Of sums in float: what they begin with for `count` outputs from `at` on, and what those of a window come to.
 template <class Number>
 struct Sums {
   static Vec begin(const EdgesepWindows& s, int64_t at, int64_t count) { return load(s.bias + at, count); }
-  static Vec end(const EdgesepWindows&, Vec sums, int64_t, int64_t) { return sums; }
+  static Vec end(const EdgesepWindows&, Vec sums, int64_t, int64_t, int64_t) { return sums; }
 };
 
 template <class Number, int windows, int wide>
@@ -69,7 +69,7 @@ inline void multiply(const EdgesepWindows& s, const Tile& tile) {
   for (int v = 0; v < wide; ++v) {
     const int64_t count = outputs(v), at = tile.from + v * kLanes;
     for (int m = 0; m < windows && count > 0; ++m)
-      finish(s, Sums<Number>::end(s, made[m][v], at, count), tile.first + m, at, count);
+      finish(s, Sums<Number>::end(s, made[m][v], tile.first + m, at, count), tile.first + m, at, count);
   }
 }
 

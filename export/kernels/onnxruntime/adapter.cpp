@@ -430,7 +430,7 @@ struct Windows {
 
 struct Mamba {
   static constexpr const char* kName = "BidirectionalMamba";
-  static constexpr size_t kInputs = edgesep::kMambaInputs, kRequired = kInputs, kOutputs = 1;
+  static constexpr size_t kInputs = edgesep::kMambaInputs, kRequired = edgesep::kMambaRequired, kOutputs = 1;
   static constexpr bool kKeepsShape = false;
   static constexpr int type(size_t i) { return edgesep::mamba_pairs(i) ? kOrtAnyType : kOrtFloat; }
 
@@ -445,9 +445,13 @@ struct Mamba {
 
   void compute(OrtKernelContext* context) const {
     const std::vector<Tensor> in = inputs(api, context, kInputs);
-    for (size_t i = 0; i < kInputs; ++i)
-      if (edgesep::mamba_pairs(i) && in[i].type != (pairs ? kOrtInt32 : kOrtFloat))
-        require(api, kName, std::string(edgesep::kMambaNames[i]) + " must be " + (pairs ? "int32" : "float"));
+    const bool bytes = in[edgesep::kMambaScale].data;
+    for (size_t i = 0; i < kInputs; ++i) {
+      const bool narrow = bytes && edgesep::mamba_bytes(i);
+      if (edgesep::mamba_pairs(i) && in[i].type != (narrow ? kOrtInt8 : pairs ? kOrtInt32 : kOrtFloat))
+        require(api, kName,
+                std::string(edgesep::kMambaNames[i]) + " must be " + (narrow ? "int8" : pairs ? "int32" : "float"));
+    }
     EdgesepMamba mamba{};
     mamba.pairs = pairs;
     require(api, kName, edgesep::check_mamba(shapes_of(in), &mamba));

@@ -641,7 +641,9 @@ class BidirectionalMamba : public ov::op::Op {
   }
 
   void validate_and_infer_types() override {
-    require_types(*this, kAll, edgesep::kMambaNames, [this](size_t i) {
+    const bool bytes = get_input_size() > edgesep::kMambaScale;
+    require_types(*this, kAll, edgesep::kMambaNames, [=](size_t i) {
+      if (bytes && edgesep::mamba_bytes(i)) return ov::element::i8;
       return pairs_ && edgesep::mamba_pairs(i) ? ov::element::i32 : ov::element::f32;
     });
     const auto x = get_input_partial_shape(0);
@@ -662,7 +664,7 @@ class BidirectionalMamba : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const Inputs in(inputs, (1 << edgesep::kMambaInputs) - 1, edgesep::kMambaInputs);
+    const Inputs in(inputs, (1 << inputs.size()) - 1, edgesep::kMambaInputs);  // those in front
     EdgesepMamba mamba{};
     mamba.pairs = pairs_;
     const std::string wrong = edgesep::check_mamba(in.shapes, &mamba);

@@ -40,6 +40,7 @@ void append_unfolded(const Floats& matrix, int64_t taps, int64_t channels, int64
 namespace {
 
 constexpr double kPairsDb = 39;  // 8 bits of each factor
+constexpr double kBytesDb = 34;  // 8 bits of the largest of a window's
 
 struct Sizes {
   int64_t rows, channels, length, taps, inner, rank, state, conv_taps;
@@ -96,20 +97,50 @@ Doubles times(const Doubles& x, const Floats& matrix, int64_t inputs, int64_t ou
   return y;
 }
 
-void a_block_equals_the_reference(const Sizes& z, bool pairs = false) {
+// Bytes in place of such a matrix, appended, and their scales; the matrix becomes what they stand for.
+void append_bytes(Floats* matrix, int64_t inputs, int64_t outputs, std::vector<int8_t>* to, Floats* scales) {
+  const int64_t group = EDGESEP_WINDOW_GROUP;
+  for (int64_t n = 0; n < outputs; ++n) {
+    float most = 0;
+    for (int64_t k = 0; k < inputs; ++k) most = std::max(most, std::fabs((*matrix)[at(k * outputs + n)]));
+    scales->push_back(most / 127);
+  }
+  const float* const scale = scales->data() + scales->size() - at(outputs);
+  for (int64_t from = 0; from < outputs; from += group)
+    for (int64_t k = 0; k < inputs; k += 4)
+      for (int64_t n = from; n < from + group; ++n)
+        for (int64_t i = k; i < k + 4; ++i) {
+          to->push_back(0);
+          if (n >= outputs) continue;
+          float& value = (*matrix)[at(i * outputs + n)];
+          to->back() = static_cast<int8_t>(std::lround(value / scale[n]));
+          value = static_cast<float>(to->back()) * scale[n];
+        }
+}
+
+const float* as_floats(const std::vector<int8_t>& bytes) { return reinterpret_cast<const float*>(bytes.data()); }
+
+void a_block_equals_the_reference(const Sizes& z, bool pairs = false, bool bytes = false) {
   Drawn drawn;
   const int64_t outputs = z.taps * z.channels, windows = z.length - z.taps + 1, mixed = z.rank + 2 * z.state;
   const Floats x = drawn.fill(z.rows * z.channels * z.length), bias = drawn.fill(z.channels);
   const Floats through = drawn.fill(outputs * outputs, outputs);
   Floats in[2][2], states[2], steps[2], out[2], packed_in, packed_states, packed_steps, packed_out, packed_through;
+  Floats in_scale, states_scale, out_scale;
+  std::vector<int8_t> in_bytes, states_bytes, out_bytes;
   for (int way = 0; way < 2; ++way) {
     for (Floats& half : in[way]) {
       half = drawn.fill(outputs * z.inner, outputs);
+      if (bytes) append_bytes(&half, outputs, z.inner, &in_bytes, &in_scale);
       append_unfolded(half, z.taps, z.channels, z.inner, &packed_in);
     }
-    append_grouped(states[way] = drawn.fill(z.inner * mixed, z.inner), z.inner, mixed, &packed_states);
+    states[way] = drawn.fill(z.inner * mixed, z.inner);
+    if (bytes) append_bytes(&states[way], z.inner, mixed, &states_bytes, &states_scale);
+    append_grouped(states[way], z.inner, mixed, &packed_states);
     append_grouped(steps[way] = drawn.fill(z.rank * z.inner, z.rank), z.rank, z.inner, &packed_steps);
-    append_grouped(out[way] = drawn.fill(z.inner * outputs, z.inner), z.inner, outputs, &packed_out);
+    out[way] = drawn.fill(z.inner * outputs, z.inner);
+    if (bytes) append_bytes(&out[way], z.inner, outputs, &out_bytes, &out_scale);
+    append_grouped(out[way], z.inner, outputs, &packed_out);
   }
   append_unfolded(through, z.taps, z.channels, outputs, &packed_through);
   const Floats conv_weight = drawn.fill(2 * z.inner * z.conv_taps, z.conv_taps), conv_bias = drawn.fill(2 * z.inner);
@@ -121,9 +152,11 @@ void a_block_equals_the_reference(const Sizes& z, bool pairs = false) {
     for (Floats* packed : {&packed_states, &packed_out}) *packed = in_pairs(*packed, EDGESEP_WINDOW_GROUP);
   }
   EdgesepMamba s{};
-  const float* const given[] = {x.data(),       packed_in.data(), conv_weight.data(), conv_bias.data(),
-                                packed_states.data(), packed_steps.data(), step_bias.data(), A.data(),
-                                D.data(),       packed_out.data(), packed_through.data(), bias.data()};
+  const float* const given[] = {x.data(), bytes ? as_floats(in_bytes) : packed_in.data(), conv_weight.data(), conv_bias.data(),
+                                bytes ? as_floats(states_bytes) : packed_states.data(),
+                                packed_steps.data(), step_bias.data(), A.data(), D.data(),
+                                bytes ? as_floats(out_bytes) : packed_out.data(), packed_through.data(), bias.data(),
+                                bytes ? in_scale.data() : nullptr, bytes ? states_scale.data() : nullptr, bytes ? out_scale.data() : nullptr};
   size_t i = 0;
   for (const float** to : edgesep::mamba_inputs(&s)) *to = given[i++];
   s.y = y.data(), s.epsilon = 1e-3f, s.pairs = pairs;
@@ -187,7 +220,8 @@ void a_block_equals_the_reference(const Sizes& z, bool pairs = false) {
       }
   }
   const double found = snr_db(y, wanted);
-  expect(found >= (pairs ? kPairsDb : kLimitDb), (pairs ? "bfloat16, " : "") + std::string("Mamba block, ") + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
+  const char* const kind = bytes ? "eight bits, " : pairs ? "bfloat16, " : "";
+  expect(found >= (bytes ? kBytesDb : pairs ? kPairsDb : kLimitDb), kind + std::string("Mamba block, ") + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
                                 std::to_string(z.inner) + " inner channels: " + std::to_string(found) + " dB");
 }
 
@@ -196,7 +230,8 @@ void misfits_of_blocks_are_named() {
   const auto in = [](edgesep::Dims dims) { return Input{true, dims}; };
   const std::vector<Input> good = {in({3, 5, 20}),       in({2, 2, 2, 9, 5, 32}), in({2, 40, 4}), in({2, 40}),
                                    in({2, 1, 1, 40, 64}), in({2, 1, 1, 3, 64}),    in({2, 40}),    in({2, 40, 6}),
-                                   in({2, 40}),          in({2, 1, 1, 40, 64}),   in({1, 9, 5, 32}), in({5})};
+                                   in({2, 40}),          in({2, 1, 1, 40, 64}),   in({1, 9, 5, 32}), in({5}),
+                                   Input{},              Input{},                Input{}};
   EdgesepMamba s{};
   expect(edgesep::check_mamba(good, &s).empty() && s.taps == 4 && s.inner == 40 && s.rank == 3, "a block that fits passes");
   const auto named = [&](size_t i, edgesep::Dims dims, const char* start) {
@@ -217,6 +252,19 @@ void misfits_of_blocks_are_named() {
   expect(edgesep::check_mamba(good, &s).find("bfloat16 takes an even number of channels, got 5") == 0, "odd channels");
   s.pairs = 0;
   named(11, {6}, "bias has shape (6), expected (5)");
+  std::vector<Input> rounded = good;
+  rounded[1] = in({2, 2, 1, 1, 5, 256}), rounded[4] = rounded[9] = in({2, 1, 1, 10, 256});
+  rounded[12] = in({2, 2, 40}), rounded[13] = in({2, 15});
+  expect(edgesep::check_mamba(rounded, &s) == "out_scale is missing", "a scale too few");
+  rounded[14] = in({2, 20});
+  expect(edgesep::check_mamba(rounded, &s).empty(), "a block in eight bits passes");
+  s.pairs = 1;
+  expect(edgesep::check_mamba(rounded, &s).find("either bfloat16 or eight bits") == 0, "both");
+  s.pairs = 0;
+  rounded[14] = in({2, 21});
+  expect(edgesep::check_mamba(rounded, &s).find("out_scale has shape (2, 21), expected (2, 20)") == 0, "another scale");
+  rounded[12] = Input{};
+  expect(edgesep::check_mamba(rounded, &s) == "states_scale is there without in_scale", "a scale too many");
 }
 
 }  // namespace
@@ -229,5 +277,7 @@ void blocks_equal_the_reference() {
   a_block_equals_the_reference({2, 3, 9, 8, 20, 2, 4, 8});
   a_block_equals_the_reference({2, 16, 257, 8, 40, 8, 16, 4}, true);
   a_block_equals_the_reference({2, 6, 50, 4, 22, 3, 5, 4}, true);
+  a_block_equals_the_reference({2, 16, 257, 8, 40, 8, 16, 4}, false, true);
+  a_block_equals_the_reference({2, 5, 70, 4, 36, 3, 6, 4}, false, true);
   misfits_of_blocks_are_named();
 }
