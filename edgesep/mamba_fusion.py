@@ -7,7 +7,8 @@ reads and writes a hundred megabytes; and its widest product, half of all sums, 
 What is linear behind the scans (a direction's output, what passes it by, both directions side by side, and what makes
 rows of windows) becomes one matrix a direction and one for what passes by, multiplied out in float64.
 
-Of a block in INT8, the products stay so; but instead of one range for all windows, each window has its own.
+Of a block in INT8, the products stay so; but instead of one range for all windows, each window has its own. That holds
+the tails of what the scans make, too, which other INT8 leaves in float.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Direction:
 
     w: str
     reverse: bool
-    rounded: bool  # its large products are in INT8
+    rounded: bool  # the products in front of its scan are in INT8
     epsilon: float
     weights: dict[str, np.ndarray]  # by the operator's inputs; ``in (2, C·K, E)``, ``out (E, C·K)``
 
@@ -187,7 +188,7 @@ class _Graph(Graph):
             "out": out,
         }
         fixed = {"A": a, "D": d, "step_bias": step_bias, "conv_weight": conv.input[1], "conv_bias": conv.input[2]}
-        rounded = all(self.rounds(i) for i in (split.input[0], y, conv.input[0], z))
+        rounded = all(self.rounds(i) for i in (split.input[0], conv.input[0], z))
         return Direction(w, reverse, rounded, epsilon, weights | {k: self.constant(i) for k, i in fixed.items()})
 
     def normed(self, name: str, w: str) -> tuple[np.ndarray, float]:

@@ -175,8 +175,10 @@ class Block {
     const std::vector<int32_t>& begin;
   };
 
-  // `rows` of x, `apart` from one to the next, rounded; what is made of them is multiplied by `scale` (rows), if there is one.
-  EdgesepWindows rounded_to_bytes(const float* x, int64_t rows, int64_t inputs, int64_t apart, const float* scale = nullptr) {
+  // `rows` of x, `apart` from one to the next, rounded; what is made of them is multiplied by `scale` (rows), if that is
+  // there.
+  EdgesepWindows rounded_to_bytes(const float* x, int64_t rows, int64_t inputs, int64_t apart,
+                                  const float* scale = nullptr) {
     EdgesepWindows w{};
     w.x = x, w.rows = w.windows = rows, w.inputs = inputs, w.apart = apart, w.taps = 1;
     w.bias = zeros_.data(), w.room = room_.data(), w.steps = row_steps_.data();
@@ -202,8 +204,7 @@ class Block {
     const float* const scale = scale_.data() + begin;
     // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
     if (direct_) {
-      const EdgesepWindows w =
-          rounded_to_bytes(x_.data() + begin * s_.channels, count, outputs, s_.channels, scale);
+      const EdgesepWindows w = rounded_to_bytes(x_.data() + begin * s_.channels, count, outputs, s_.channels, scale);
       const auto half = [&](int i) {
         return Bytes{of(in_, i, outputs / 4, inner), s_.in_scale + i * inner, in_begin_[i]};
       };
@@ -217,7 +218,8 @@ class Block {
     EdgesepConv c{};
     c.x = u_.data() + (way ? history_ : 0), c.y = v_.data() + (way ? history_ : 0);
     c.w = s_.conv_weight + way * inner * s_.conv_taps, c.bias = s_.conv_bias + way * inner;
-    c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps, c.reverse = way, c.rough = rough_;
+    c.batch = 1, c.length = count + s_.conv_taps - 1, c.channels = inner, c.taps = s_.conv_taps;
+    c.reverse = way, c.rough = rough_;
     edgesep_conv(&c, 0, edgesep_conv_rows(&c));
     const float* const kept = u_.data() + (way ? history_ : count * inner);
     std::memmove(u_.data() + (way ? history_ + piece_ * inner : 0), kept, static_cast<size_t>(history_) * sizeof(float));
@@ -262,7 +264,8 @@ class Block {
 
   const EdgesepMamba& s_;
   const int64_t windows_, piece_, history_, parts_size_;
-  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_, room_, row_steps_;
+  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
+  Floats room_, row_steps_;
   std::vector<int32_t> in_begin_[4], states_begin_[2], out_begin_[2];
   const bool rough_, direct_;  // direct: windows meet bytes
   const float* in_;
