@@ -5,8 +5,8 @@ Shapes: rows ``(R, n, C)``: the frames, or the bins, of a map; each is a sequenc
 A Mamba block widens each of a few hundred sequences eightfold and brings it back. All at once, every operator reads and
 writes a hundred megabytes and waits for memory; a few sequences after others stay in the caches, and the block needs
 the memory of those few. The sums are the same, in the same order. (Blocks over windows of 4 or 8 that overlap are one
-operator, ``edgesep.mamba_fusion``; this is for the others.) Narrow blocks gain nothing: their sequences fit as they are,
-and every operator costs some microseconds each time.
+operator, ``edgesep.mamba_fusion``; this is for the others.) Narrow blocks gain nothing: their sequences fit as
+they are, and every operator costs some microseconds each time.
 """
 
 from __future__ import annotations

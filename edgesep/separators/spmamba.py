@@ -225,8 +225,8 @@ def separator(module: SPMamba, config: Mapping[str, Any], rate: int) -> Separato
         inputs=(TensorSpec("mixture", ("batch", "samples")),),
         outputs=(TensorSpec("estimates", ("batch", module.sources, "samples")),),
         min_samples=max(n_fft // 2 + 1, (ks - 1) * hop),  # to reflect at the edges, and for one window of frames
-        # The gated output of a scan has tails that one range does not hold (0.45 instead of 0.12 dB), and its step sizes
-        # drive an exponential.
+        # The gated output of a scan has tails that one range does not hold (0.45 instead of 0.12 dB), and its step
+        # sizes drive an exponential.
         keep_float=("conv", "deconv", "stft", *(n for n, _ in module.named_modules() if n.endswith(KEPT_PROJECTIONS))),
         keep_shape=("conv.0", "deconv"),
         widths=widths,
