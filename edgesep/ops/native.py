@@ -29,8 +29,8 @@ class Scan(ctypes.Structure):
     """EdgesepScan."""
 
     _fields_ = _fields(
-        (*SCAN_INPUTS, "initial_state", "y", "last_state"),
-        SCAN_SIZES,
+        (*SCAN_INPUTS, "initial_state", "low", "steps", "y", "last_state"),
+        (*SCAN_SIZES, "rank"),
         ("delta_softplus", "reverse", "rough", "grouped"),
     )
 

@@ -311,7 +311,8 @@ std::string check_mamba(const std::vector<Input>& in, EdgesepMamba* sizes) {
   sizes->rows = x[0], sizes->channels = x[1], sizes->length = x[2];
   const bool bytes = in[kMambaScale].given;
   for (int i = kMambaScale; i < kMambaInputs; ++i)
-    if (in[static_cast<size_t>(i)].given != bytes) return std::string(kMambaNames[i]) + (bytes ? " is missing" : " is there without in_scale");
+    if (in[static_cast<size_t>(i)].given != bytes)
+      return std::string(kMambaNames[i]) + (bytes ? " is missing" : " is there without in_scale");
   const Dims& through = in[10].dims;
   sizes->taps = through.size() == 4 ? taps_of_parts(through[1]) : 0;
   if (!sizes->taps) return "through has shape " + text(through) + ", expected (groups, 9 or 27, channels, 32)";

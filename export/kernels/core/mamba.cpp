@@ -56,7 +56,6 @@ class Block {
         u_(floats(piece_ * s.inner + 2 * history_)),
         v_(floats(piece_ * s.inner + 2 * history_)),
         z_(floats(piece_ * s.inner)),
-        delta_(floats(piece_ * s.inner)),
         mixed_(floats(piece_ * (s.rank + 2 * s.state))),
         steps_(floats(piece_ * s.rank)),
         B_(floats(piece_ * s.state)),
@@ -157,15 +156,15 @@ class Block {
     }
   }
 
-  // `pairs`: the weight is in pairs, and x is made so where they meet as such.
-  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y, bool pairs,
+  // Where the weight is in pairs, x is made so if they meet as such.
+  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
                const float* residual = nullptr) {
-    const bool both = pairs && kPairProducts;
+    const bool both = s_.pairs && kPairProducts;
     if (both) to_pairs(x, rows * inputs, pairs_.data());
     EdgesepWindows w{};
     w.x = both ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
-    w.rows = w.windows = rows, w.inputs = pairs ? inputs / 2 : inputs, w.taps = 1, w.outputs = outputs;
-    w.pairs = pairs;
+    w.rows = w.windows = rows, w.inputs = s_.pairs ? inputs / 2 : inputs, w.taps = 1;
+    w.outputs = outputs, w.pairs = s_.pairs;
     edgesep_window_product(&w, 0, edgesep_window_rows(&w));
   }
 
@@ -229,18 +228,17 @@ class Block {
               {of(s_.states, way, inner / 4, mixed), s_.states_scale + way * mixed, states_begin_[way]}, mixed,
               mixed_.data());
     else
-      product(v_.data() + history_, count, inner, of(s_.states, way, inner / numbers, mixed), mixed, mixed_.data(),
-              s_.pairs);
+      product(v_.data() + history_, count, inner, of(s_.states, way, inner / numbers, mixed), mixed, mixed_.data());
     for (int64_t m = 0; m < count; ++m) {
       const float* const from = mixed_.data() + m * mixed;
       std::copy(from, from + rank, steps_.data() + m * rank);
       std::copy(from + rank, from + rank + state, B_.data() + m * state);
       std::copy(from + rank + state, from + mixed, C_.data() + m * state);
     }
-    product(steps_.data(), count, rank, of(s_.steps, way, rank, inner), inner, delta_.data(), false);
     EdgesepScan r{};
-    r.u = v_.data() + history_, r.delta = delta_.data(), r.A = s_.A + way * inner * state, r.B = B_.data();
-    r.C = C_.data(), r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
+    r.u = v_.data() + history_, r.low = steps_.data(), r.steps = of(s_.steps, way, rank, inner), r.rank = rank;
+    r.A = s_.A + way * inner * state, r.B = B_.data(), r.C = C_.data();
+    r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
     r.initial_state = r.last_state = state_.data();
     r.y = u_.data() + history_;  // no longer needed: what the next piece needs of it was kept
     r.batch = 1, r.length = count, r.channels = inner, r.state = state;
@@ -255,7 +253,7 @@ class Block {
               made_.data(), residual);
     else
       product(u_.data() + history_, count, inner, of(s_.out, way, inner / numbers, outputs), outputs, made_.data(),
-              s_.pairs, residual);
+              residual);
     for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
       float* const to = y + (begin + m) * s_.channels;
       for (int64_t i = 0; i < outputs; ++i) to[i] += made_[static_cast<size_t>(m * outputs + i)];
@@ -264,7 +262,7 @@ class Block {
 
   const EdgesepMamba& s_;
   const int64_t windows_, piece_, history_, parts_size_;
-  Floats x_, squares_, scale_, parts_, u_, v_, z_, delta_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
+  Floats x_, squares_, scale_, parts_, u_, v_, z_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
   Floats room_, row_steps_;
   std::vector<int32_t> in_begin_[4], states_begin_[2], out_begin_[2];
   const bool rough_, direct_;  // direct: windows meet bytes

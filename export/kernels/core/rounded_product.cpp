@@ -43,12 +43,14 @@ struct Sums<Unit> {
 
 namespace {
 
-// Some inputs, whole units of them. Units lie apart from each other, whatever is in them.
+// Some inputs, whole units of them. Units lie apart from each other, whatever is in them. `held`: within 0 and 255.
+template <bool held>
 void round(const float* x, int64_t count, float per_step, float at_zero, float* room) {
   const Vec inverse = splat(per_step), zero = splat(at_zero);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t lanes = std::min<int64_t>(kLanes, count - i);
-    const Integers v = rounded(at_most(at_least(load(x + i, lanes) * inverse + zero, 0.0f), 255.0f));
+    const Vec y = load(x + i, lanes) * inverse + zero;
+    const Integers v = rounded(held ? at_most(at_least(y, 0.0f), 255.0f) : y);
     float* to = room + i / 4 * Unit::kMet;
     if constexpr (!kIntegerProducts) {
       store(to, to_floats(v), lanes);
@@ -66,17 +68,24 @@ void round(const float* x, int64_t count, float per_step, float at_zero, float* 
   }
 }
 
-// The step of a row of x, NaN where it holds one or what is infinite.
+// The step of a row of x. Magnitudes are compared as integers, of which infinity is above all numbers and NaN above it:
+// such a step makes everything that follows no number, too.
 float step_of(const float* x, int64_t inputs) {
-  Vec most{}, poison{};
-  for (int64_t i = 0; i < inputs; i += kLanes) {
-    const Vec v = load(x + i, std::min<int64_t>(kLanes, inputs - i)), size = magnitude(v);
-    most = size > most ? size : most;
-    poison += v - v;
+  const auto size = [](Vec v) { return (Integers)float_to_bits(magnitude(v)); };
+  const auto larger = [](Integers a, Integers b) { return a > b ? a : b; };
+  Integers most{}, other{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= inputs; i += 2 * kLanes) {
+    most = larger(most, size(load(x + i, kLanes)));
+    other = larger(other, size(load(x + i + kLanes, kLanes)));
   }
-  float found = 0;
-  for (int i = 0; i < kLanes; ++i) found = std::max(found, most[i]);
-  return found / 127 + sum(poison);
+  for (; i < inputs; i += kLanes) most = larger(most, size(load(x + i, std::min<int64_t>(kLanes, inputs - i))));
+  int32_t lanes[kLanes], found = 0;
+  store_as(lanes, larger(most, other), kLanes);
+  for (int32_t lane : lanes) found = std::max(found, lane);
+  float largest;
+  std::memcpy(&largest, &found, sizeof largest);
+  return largest / 127;
 }
 
 }  // namespace
@@ -84,12 +93,12 @@ float step_of(const float* x, int64_t inputs) {
 void rounded_rows(const EdgesepWindows* s, int64_t first, int64_t end) {
   const auto room = [s](int64_t row) { return s->room + row * s->inputs / 4 * Unit::kMet; };
   if (!s->steps)
-    return round(s->x + first * s->inputs, (end - first) * s->inputs, 1 / s->x_scale, static_cast<float>(s->x_zero),
-                 room(first));
+    return round<true>(s->x + first * s->inputs, (end - first) * s->inputs, 1 / s->x_scale,
+                       static_cast<float>(s->x_zero), room(first));
   for (int64_t row = first; row < end; ++row) {
     const float* const x = s->x + row * s->apart;
     const float step = s->steps[row] = step_of(x, s->inputs);
-    round(x, s->inputs, step > 0 ? 1 / step : 0, 128, room(row));
+    round<false>(x, s->inputs, step > 0 ? 1 / step : 0, 128, room(row));
   }
 }
 

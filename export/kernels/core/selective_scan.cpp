@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kMaxState = EDGESEP_SCAN_MAX_STATE;
 constexpr int64_t kChunk = 8;  // steps
+constexpr int64_t kGroup = 64;  // channels of a group of the matrix that makes their step sizes
 
 // How exponents stay within the bounds of exp2. Holding each of them there is a fifth of the work, and almost never needed:
 // so a row is first done without, and again if one was out of bounds. Or the processor scales by any power of two.
@@ -96,6 +97,13 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
   const Vec skip = s.D ? load(s.D + channel, count) : Vec{};
   // Where step t of the recurrence lies in the tensors, in rows.
   const auto place = [&](int64_t t) { return item * s.length + (s.reverse ? s.length - 1 - t : t); };
+  const float* const steps_of = s.delta ? nullptr : s.steps + channel / kGroup * s.rank * kGroup + channel % kGroup;
+  const auto delta = [&](int64_t t) {
+    if (s.delta) return load(s.delta + t * s.channels + channel, count) + bias;
+    Vec sum = bias;
+    for (int64_t r = 0; r < s.rank; ++r) sum += load(steps_of + r * kGroup, kLanes) * s.low[t * s.rank + r];
+    return sum;
+  };
   Vec largest{};
   for (int64_t begin = 0; begin < s.length; begin += kChunk) {
     // First what a chunk's steps need that does not depend on the state: their long chains of operations overlap. Within
@@ -106,11 +114,11 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
       const int64_t at = place(begin + k) * s.channels + channel;
       // Steps lie a row of channels apart: too far for the processor to fetch them ahead by itself.
       const int64_t ahead = begin + k + kChunk < s.length ? place(begin + k + kChunk) * s.channels + channel : at;
-      __builtin_prefetch(s.delta + ahead);
+      if (s.delta) __builtin_prefetch(s.delta + ahead);
       __builtin_prefetch(s.u + ahead);
       if (s.z) __builtin_prefetch(s.z + ahead);
       __builtin_prefetch(s.y + ahead, 1);
-      Vec dt = load(s.delta + at, count) + bias;
+      Vec dt = delta(place(begin + k));
       if (s.delta_softplus) dt = softplus<kRough, kBounds == kScaled>(dt);
       const Vec u = load(s.u + at, count);
       if constexpr (kBounds == kFoundOut) {

@@ -7,6 +7,8 @@
 // u, delta, z, y (batch, length, channels); A (channels, state); B, C (batch, length, state); D, delta_bias (channels);
 // initial_state, last_state (batch, channels, state). All float, contiguous; optional pointers may be null. y must not
 // overlap an input, because a row may be done twice; last_state may be initial_state.
+//
+// Where delta is null it is low (batch, length, rank) times steps (groups, rank, 64), a matrix as window_product.h has it.
 #pragma once
 #include <stdint.h>
 
@@ -17,9 +19,9 @@ extern "C" {
 enum { EDGESEP_SCAN_MAX_STATE = 64 };
 
 typedef struct {
-  const float *u, *delta, *A, *B, *C, *D, *z, *delta_bias, *initial_state;
+  const float *u, *delta, *A, *B, *C, *D, *z, *delta_bias, *initial_state, *low, *steps;
   float *y, *last_state;
-  int64_t batch, length, channels, state;
+  int64_t batch, length, channels, state, rank;
   int32_t delta_softplus, reverse;
   int32_t rough;    // exponentials and softplus may be wrong by 1e-4: as bfloat16 beside them is
   int32_t grouped;  // initial_state, last_state are (batch, groups, state, 16): 16 channels side by side

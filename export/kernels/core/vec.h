@@ -171,10 +171,18 @@ inline Vec exp2_within(Vec product) {
 }
 
 #if defined(__AVX512DQ__)
-// The same for any x: the processor takes x apart, and knows the bounds.
+// The same for any x: the processor takes x apart, and knows the bounds. A rough one takes x + 0.5, whose whole number below
+// is what the processor scales by, and the same polynomial of the rest of that.
 template <bool kRough = false>
 inline Vec scaled_exp2(Vec x) {
-  constexpr int kToNearest = 8;
+  constexpr int kToNearest = 8, kBelow = 9;
+  if constexpr (kRough) {
+    const Vec moved = x + 0.5f, rest = (Vec)_mm512_maskz_reduce_ps(0xffff, (__m512)moved, kBelow);
+    Vec p = splat(5.50089300e-02f);
+    p = p * rest + 1.59697575e-01f;
+    p = p * rest + 4.92328657e-01f;
+    return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)(p * rest + 7.07035161e-01f), (__m512)moved);
+  }
   const Vec f = (Vec)_mm512_maskz_reduce_ps(0xffff, (__m512)x, kToNearest);
   return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)exp2_of_rest<kRough>(f), (__m512)(x - f));
 }

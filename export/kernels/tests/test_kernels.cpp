@@ -123,12 +123,30 @@ void scan_equals_the_reference(const Case& c) {
 }
 
 // States in groups of 16 channels, and rough exponentials, which are that only where there is a register of channels.
-void a_scan_as_a_block_runs_it(int64_t channels, bool rough, float shift) {
+// With a rank, step sizes are a product that nobody has written.
+void a_scan_as_a_block_runs_it(int64_t channels, bool rough, float shift, int64_t rank = 0) {
   const Case c{2, 21, channels, 16, true, rough, true, true, true, true, shift, 1};
   Data d = make(c);
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<float> low(static_cast<size_t>(c.batch * c.length * rank)), matrix(static_cast<size_t>(rank * channels));
+  for (float& v : low) v = normal(random);
+  for (float& v : matrix) v = normal(random);
+  std::vector<float> packed(static_cast<size_t>((channels + 63) / 64 * rank * 64));
+  for (int64_t r = 0; r < rank; ++r)
+    for (int64_t i = 0; i < channels; ++i)
+      packed[static_cast<size_t>((i / 64 * rank + r) * 64 + i % 64)] = matrix[static_cast<size_t>(r * channels + i)];
+  for (int64_t i = 0; rank && i < c.batch * c.length * channels; ++i) {
+    double sum = 0;
+    for (int64_t r = 0; r < rank; ++r)
+      sum += double(low[static_cast<size_t>(i / channels * rank + r)]) *
+             matrix[static_cast<size_t>(r * channels + i % channels)];
+    d.delta[static_cast<size_t>(i)] = static_cast<float>(sum);
+  }
   EdgesepScan s = call_of(c, d);
   std::vector<double> y, last;
   reference(s, &y, &last);
+  if (rank) s.delta = nullptr, s.low = low.data(), s.steps = packed.data(), s.rank = rank;
   const int64_t groups = (channels + 15) / 16;
   std::vector<float> start(static_cast<size_t>(c.batch * groups * c.state * 16)), ended = start;
   const auto place = [&](int64_t item, int64_t channel, int64_t n) {
@@ -144,8 +162,9 @@ void a_scan_as_a_block_runs_it(int64_t channels, bool rough, float shift) {
   run_in_parts(s);
   each([&](size_t i, size_t at) { d.last[i] = ended[at]; });
   const double snr = std::min(snr_db(d.y, y), snr_db(d.last, last));
-  expect(snr > (rough ? 70 : 110), "a scan of " + std::to_string(channels) + " channels with states in groups" +
-                                       (rough ? ", rough" : "") + ": " + std::to_string(snr) + " dB");
+  expect(snr > (rough ? 70 : 110), "a scan of " + std::to_string(channels) + " channels with states in groups, " +
+                                       std::to_string(rank) + " ranks" + (rough ? ", rough" : "") + ": " +
+                                       std::to_string(snr) + " dB");
 }
 
 void denormals_stay_small_and_finite() {
@@ -212,7 +231,10 @@ void scans_and_convolutions_equal_the_reference() {
     scan_equals_the_reference({2, 37, 23, 16, true, false, true, true, true, false, shift, 1});
   for (int64_t channels : {16, 20, 48})
     for (bool rough : {false, true})
-      for (float shift : {-6.0f, -2.0f, 3.0f}) a_scan_as_a_block_runs_it(channels, rough, shift);
+      for (float shift : {-6.0f, -2.0f, 3.0f}) {
+        a_scan_as_a_block_runs_it(channels, rough, shift);
+        a_scan_as_a_block_runs_it(channels, rough, shift, 3);
+      }
   denormals_stay_small_and_finite();
   nan_stays_in_its_row(&Data::u, "u");
   nan_stays_in_its_row(&Data::delta, "delta");
