@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "vec.h"
+#include "window_product.h"
 
 namespace edgesep {
 namespace EDGESEP_ISA {
@@ -12,14 +13,14 @@ namespace {
 
 constexpr int kMaxState = EDGESEP_SCAN_MAX_STATE;
 constexpr int64_t kChunk = 8;  // steps
-constexpr int64_t kGroup = 64;  // channels of a group of the matrix that makes their step sizes
+constexpr int64_t kGroup = EDGESEP_WINDOW_GROUP;  // channels of a group of the matrix that makes their step sizes
 
 // How exponents stay within the bounds of exp2. Holding each of them there is a fifth of the work, and almost never needed:
 // so a row is first done without, and again if one was out of bounds. Or the processor scales by any power of two.
 enum Bounds { kFoundOut, kHeld, kScaled };
 
-// Intel's processors do so in one step for two of additions. Those of AMD, for which the scan is compiled
-// with products of pairs (dispatch.cpp), have adders beside their multipliers, and such steps for nothing.
+// On Intel's processors that is one step in place of three. Those of AMD, for which the scan is compiled with products of
+// pairs (dispatch.cpp), have adders beside their multipliers, which make such steps for nothing.
 #if defined(__AVX512DQ__) && !defined(__AVX512BF16__)
 constexpr bool kScales = true;
 #else

@@ -152,11 +152,13 @@ void a_block_equals_the_reference(const Sizes& z, bool pairs = false, bool bytes
     for (Floats* packed : {&packed_states, &packed_out}) *packed = in_pairs(*packed, EDGESEP_WINDOW_GROUP);
   }
   EdgesepMamba s{};
-  const float* const given[] = {x.data(), bytes ? as_floats(in_bytes) : packed_in.data(), conv_weight.data(), conv_bias.data(),
+  const float* const given[] = {x.data(), bytes ? as_floats(in_bytes) : packed_in.data(),
+                                conv_weight.data(), conv_bias.data(),
                                 bytes ? as_floats(states_bytes) : packed_states.data(),
                                 packed_steps.data(), step_bias.data(), A.data(), D.data(),
                                 bytes ? as_floats(out_bytes) : packed_out.data(), packed_through.data(), bias.data(),
-                                bytes ? in_scale.data() : nullptr, bytes ? states_scale.data() : nullptr, bytes ? out_scale.data() : nullptr};
+                                bytes ? in_scale.data() : nullptr, bytes ? states_scale.data() : nullptr,
+                                bytes ? out_scale.data() : nullptr};
   size_t i = 0;
   for (const float** to : edgesep::mamba_inputs(&s)) *to = given[i++];
   s.y = y.data(), s.epsilon = 1e-3f, s.pairs = pairs;
@@ -221,8 +223,9 @@ void a_block_equals_the_reference(const Sizes& z, bool pairs = false, bool bytes
   }
   const double found = snr_db(y, wanted);
   const char* const kind = bytes ? "eight bits, " : pairs ? "bfloat16, " : "";
-  expect(found >= (bytes ? kBytesDb : pairs ? kPairsDb : kLimitDb), kind + std::string("Mamba block, ") + std::to_string(z.taps) + " taps, " + std::to_string(z.length) + " steps, " +
-                                std::to_string(z.inner) + " inner channels: " + std::to_string(found) + " dB");
+  expect(found >= (bytes ? kBytesDb : pairs ? kPairsDb : kLimitDb),
+         kind + std::string("Mamba block, ") + std::to_string(z.taps) + " taps, " + std::to_string(z.length) +
+             " steps, " + std::to_string(z.inner) + " inner channels: " + std::to_string(found) + " dB");
 }
 
 void misfits_of_blocks_are_named() {
