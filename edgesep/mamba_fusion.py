@@ -64,20 +64,6 @@ def fuse(model: onnx.ModelProto, bf16: bool = False) -> onnx.ModelProto:
     return made
 
 
-def _unfolded(matrix: np.ndarray, taps: int) -> np.ndarray:
-    """A matrix that windows meet, whose channels come before taps, as the operator reads it."""
-    return window_product.unfolded(matrix.reshape(-1, taps, matrix.shape[1]).transpose(1, 0, 2))
-
-
-def _in_bytes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices ``(..., rows, outputs)`` as integers, and the scales of their columns, as the operator reads them."""
-    largest = np.abs(matrices).max(-2)
-    scales = np.where(largest > 0, largest, 1) / 127
-    rounded = np.rint(matrices / scales[..., None, :]).astype(np.int8)
-    made = np.stack([window_product.in_bytes(m) for m in rounded.reshape(-1, *rounded.shape[-2:])])
-    return made.reshape(*matrices.shape[:-2], *made.shape[1:]), scales.astype(np.float32)
-
-
 class _Graph(Graph):
     """A graph, of which every question that it has no answer to says that this is no block.
 
@@ -128,27 +114,26 @@ class _Graph(Graph):
         if size != taps * channels or spread.shape[1] != size or len({way.epsilon for way in ways}) > 1:
             raise Other
         halves = spread.reshape(2, size, size)
-        given: dict[str, Any] = {
-            "in": [[_unfolded(half, taps) for half in way.weights["in"]] for way in ways],
-            "out": [window_product.grouped(way.weights["out"] @ h) for way, h in zip(ways, halves, strict=True)],
-            "through": _unfolded(halves.sum(0), taps),
-            "bias": bias,
-        }
+        tap_first = np.arange(size).reshape(channels, taps).T.ravel()  # as rows of windows lie in memory
+        values: dict[str, Any] = dict.fromkeys(mamba.INPUTS[1:])  # in their order
         for name in (*mamba.CONVOLUTION, *mamba.SCAN):
-            found = [way.weights[name] for way in ways]
-            given[name] = [window_product.grouped(v) for v in found] if name in ("states", "steps") else found
-        values = {name: np.asarray(given[name], np.float32) for name in mamba.INPUTS[1:]}
+            values[name] = np.stack([way.weights[name] for way in ways])
+        matrices = {
+            "in": np.stack([way.weights["in"][:, tap_first] for way in ways]),
+            "states": values["states"],
+            "out": np.stack([way.weights["out"] @ half for way, half in zip(ways, halves, strict=True)]),
+        }
+        values |= {"steps": mamba.grouped(values["steps"]), "bias": bias}
+        values["through"] = mamba.unfolded(halves.sum(0)[tap_first], taps)
         inner = values["D"].shape[1]
-        if all(way.rounded for way in ways) and inner % 4 == 0:
-            tap_first = np.arange(size).reshape(channels, taps).T.ravel()  # as rows of windows lie in memory
-            matrices = {
-                "in": np.stack([way.weights["in"][:, tap_first] for way in ways]),
-                "states": np.stack([way.weights["states"] for way in ways]),
-                "out": np.stack([way.weights["out"] @ half for way, half in zip(ways, halves, strict=True)]),
-            }
-            for name in mamba.BYTES:
-                values[name], values[f"{name}_scale"] = _in_bytes(matrices[name])
-        elif bf16 := bf16 and channels % 2 == inner % 2 == 0:
+        if rounded := all(way.rounded for way in ways) and inner % 4 == 0:
+            for name, matrix in matrices.items():
+                values[name], values[f"{name}_scale"] = mamba.in_bytes(matrix)
+        else:
+            values["in"] = mamba.unfolded(matrices["in"], taps)
+            values |= {name: mamba.grouped(matrices[name]) for name in ("states", "out")}
+        values = {name: v if v.dtype == np.int8 else v.astype(np.float32) for name, v in values.items()}
+        if bf16 := bf16 and not rounded and channels % 2 == inner % 2 == 0:
             values |= {name: mamba.pairs(values[name]) for name in mamba.PAIRED}
         names = [constants.name(value) for value in values.values()]
         attributes: dict[str, Any] = {"epsilon": ways[0].epsilon, "bf16": int(bf16)}
@@ -157,7 +142,7 @@ class _Graph(Graph):
     def direction(self, name: str) -> Direction:
         """From the windows to what a direction makes of them, the windows themselves added."""
         add = self.made_by(name, "Add")
-        products = [i for i in add.input if super(_Graph, self).made_by(i, "MatMul") is not None]
+        products = [i for i in add.input if Graph.made_by(self, i, "MatMul") is not None]
         if len(products) != 1:
             raise Other
         y, w = products[0], self.source(next(i for i in add.input if i != products[0]))

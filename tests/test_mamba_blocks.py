@@ -29,16 +29,13 @@ def mamba_inputs(taps, channels=5, steps=60, bf16=False, int8=False):
     def normal(*shape):
         return r.standard_normal(shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1)
 
-    def twice(make):
-        return np.stack([make(0), make(1)])
-
     made = {
         "x": r.standard_normal((3, channels, steps)),
         "in": normal(2, 2, outputs, inner),
         "conv_weight": 0.5 * normal(2, inner, CONV_TAPS),
         "conv_bias": normal(2, inner),
         "states": normal(2, inner, RANK + 2 * STATES),
-        "steps": twice(lambda _: window_product.grouped(normal(RANK, inner))),
+        "steps": bidirectional_mamba.grouped(normal(2, RANK, inner)),
         "step_bias": normal(2, inner) - 1,
         "A": -np.abs(normal(2, inner, STATES)),
         "D": normal(2, inner),
@@ -47,12 +44,11 @@ def mamba_inputs(taps, channels=5, steps=60, bf16=False, int8=False):
         "bias": normal(channels),
     }
     narrow = {}
-    for name in bidirectional_mamba.BYTES:
-        if int8:
-            narrow[name], narrow[f"{name}_scale"] = mamba_fusion._in_bytes(made[name])
-    made["in"] = twice(lambda way: [window_product.unfolded(m.reshape(taps, channels, -1)) for m in made["in"][way]])
+    for name in bidirectional_mamba.BYTES if int8 else ():
+        narrow[name], narrow[f"{name}_scale"] = bidirectional_mamba.in_bytes(made[name])
+    made["in"] = bidirectional_mamba.unfolded(made["in"], taps)
     for name in ("states", "out"):
-        made[name] = twice(lambda way, name=name: window_product.grouped(made[name][way]))
+        made[name] = bidirectional_mamba.grouped(made[name])
     made = {name: v.astype(np.float32) for name, v in made.items()}
     return made | narrow | {n: bidirectional_mamba.pairs(made[n]) for n in bidirectional_mamba.PAIRED if bf16}
 

@@ -26,9 +26,11 @@ processor does not sum products of bytes. The scan is a rough one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from edgesep.ops import causal_conv, selective_scan
+from edgesep.ops import causal_conv, selective_scan, window_product
 from edgesep.ops.window_product import GROUP, folded, from_bytes
 
 DOMAIN, NAME, VERSION = "edgesep", "BidirectionalMamba", 1
@@ -51,6 +53,29 @@ def unpaired(packed: np.ndarray) -> np.ndarray:
     bits = packed.view(np.uint32)
     halves = np.stack([bits << 16, bits & np.uint32(0xFFFF0000)], -2).view(np.float32)
     return halves.reshape(*packed.shape[:-2], -1, packed.shape[-1])
+
+
+def grouped(matrices: np.ndarray) -> np.ndarray:
+    """``window_product.grouped`` of each of some matrices ``(..., rows, outputs)``."""
+    return _each(window_product.grouped, matrices)
+
+
+def unfolded(matrices: np.ndarray, taps: int) -> np.ndarray:
+    """``window_product.unfolded`` of each of some matrices ``(..., K·C, outputs)``, taps before channels."""
+    return _each(lambda m: window_product.unfolded(m.reshape(taps, -1, m.shape[1])), matrices)
+
+
+def in_bytes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices ``(..., rows, outputs)`` as integers (``window_product.in_bytes``), and the scales of their columns."""
+    largest = np.abs(matrices).max(-2)
+    scales = np.where(largest > 0, largest, 1) / 127
+    integers = np.rint(matrices / scales[..., None, :]).astype(np.int8)
+    return _each(window_product.in_bytes, integers), scales.astype(np.float32)
+
+
+def _each(make: Callable[[np.ndarray], np.ndarray], matrices: np.ndarray) -> np.ndarray:
+    made = np.stack([make(m) for m in matrices.reshape(-1, *matrices.shape[-2:])])
+    return made.reshape(*matrices.shape[:-2], *made.shape[1:])
 
 
 def reference(*, epsilon: float, **given: np.ndarray) -> np.ndarray:

@@ -12,30 +12,21 @@ import onnx
 from onnx.reference.op_run import OpRun
 
 from edgesep.ops import causal_conv as contract
+from edgesep.ops import schemas
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "x": ("batch", "length", "channels"),
     "weight": ("channels", "taps"),
     "bias": ("channels",),
 }
+ATTRIBUTES = {"reverse": (0, "1: over the future")}
 TORCH = "causal_conv1d_silu"  # the operator's name in torch.ops.edgesep
 
 
 def schema() -> onnx.defs.OpSchema:
     """The operator's schema; float32 alone."""
-    kind = onnx.defs.OpSchema
-    made = kind(
-        contract.NAME,
-        contract.DOMAIN,
-        contract.VERSION,
-        contract.__doc__ or "",
-        inputs=[kind.FormalParameter(name, "T", f"({', '.join(axes)})") for name, axes in INPUTS.items()],
-        outputs=[kind.FormalParameter("y", "T", "(batch, length, channels)")],
-        type_constraints=[("T", ["tensor(float)"], "float32")],
-        attributes=[kind.Attribute("reverse", onnx.helper.make_attribute("reverse", 0), "1: over the future")],
-    )
-    made.set_type_and_shape_inference_function(infer)
-    return made
+    axes = INPUTS | {"y": INPUTS["x"]}
+    return schemas.schema(contract, [*INPUTS], ["y"], infer, required=3, axes=axes, attributes=ATTRIBUTES)
 
 
 def infer(context: Any) -> None:

@@ -18,6 +18,7 @@ def schema(
     infer: Callable[[Any], None],
     *,
     required: int,
+    axes: Mapping[str, tuple[str, ...]] | None = None,
     others: Mapping[str, tuple[str, ...]] | None = None,
     attributes: Mapping[str, tuple[Any, str]] | None = None,
 ) -> onnx.defs.OpSchema:
@@ -27,10 +28,11 @@ def schema(
         contract: the module that names the operator.
         infer: its shape inference.
         required: inputs that must be there; of outputs the first one must.
+        axes: name of an input or output → names of its axes.
         others: name of an input → its types, if it is not float32 alone.
         attributes: name → default and meaning.
     """
-    kind, others = onnx.defs.OpSchema, others or {}
+    kind, others, axes = onnx.defs.OpSchema, others or {}, axes or {}
     option = kind.FormalParameterOption
 
     def parameters(names: Sequence[str], must: int) -> list[Any]:
@@ -38,6 +40,7 @@ def schema(
             kind.FormalParameter(
                 name,
                 f"T_{name}" if name in others else "T",
+                f"({', '.join(axes[name])})" if name in axes else "",
                 param_option=option.Single if i < must else option.Optional,
             )
             for i, name in enumerate(names)

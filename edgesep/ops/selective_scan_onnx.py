@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx.reference.op_run import OpRun
 
+from edgesep.ops import schemas
 from edgesep.ops import selective_scan as contract
 
 #: name → axes by name; from ``D`` on optional
@@ -31,40 +32,17 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 OUTPUTS: dict[str, tuple[str, ...]] = {"y": INPUTS["u"], "last_state": INPUTS["initial_state"]}
 REQUIRED = 5
+ATTRIBUTES = {
+    "delta_softplus": (0, "1: dt = softplus(delta + delta_bias)"),
+    "reverse": (0, "1: from the last step to the first"),
+}
 TORCH = "selective_scan"  # the operator's name in torch.ops.edgesep
 
 
 def schema() -> onnx.defs.OpSchema:
     """The operator's schema; float32 alone."""
-    kind = onnx.defs.OpSchema
-    option = kind.FormalParameterOption
-
-    def parameters(named: dict[str, tuple[str, ...]], required: int) -> list[Any]:
-        return [
-            kind.FormalParameter(
-                name, "T", f"({', '.join(axes)})", param_option=option.Single if i < required else option.Optional
-            )
-            for i, (name, axes) in enumerate(named.items())
-        ]
-
-    made = kind(
-        contract.NAME,
-        contract.DOMAIN,
-        contract.VERSION,
-        contract.__doc__ or "",
-        inputs=parameters(INPUTS, REQUIRED),
-        outputs=parameters(OUTPUTS, 1),
-        type_constraints=[("T", ["tensor(float)"], "float32")],
-        attributes=[
-            kind.Attribute(name, onnx.helper.make_attribute(name, 0), text)
-            for name, text in (
-                ("delta_softplus", "1: dt = softplus(delta + delta_bias)"),
-                ("reverse", "1: from the last step to the first"),
-            )
-        ],
-    )
-    made.set_type_and_shape_inference_function(infer)
-    return made
+    axes = INPUTS | OUTPUTS
+    return schemas.schema(contract, [*INPUTS], [*OUTPUTS], infer, required=REQUIRED, axes=axes, attributes=ATTRIBUTES)
 
 
 def infer(context: Any) -> None:

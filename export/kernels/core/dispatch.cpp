@@ -42,32 +42,35 @@
 #define EDGESEP_KERNELS(X) EDGESEP_FLOAT_KERNELS(X) EDGESEP_PAIR_KERNELS(X) EDGESEP_INTEGER_KERNELS(X)
 
 #define EDGESEP_DECLARE(name, type) void name(const type*, int64_t, int64_t);
+#define EDGESEP_DECLARE_INTEGERS EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE) extern const int sums_bytes;
+#define EDGESEP_DECLARE_ALL \
+  EDGESEP_FLOAT_KERNELS(EDGESEP_DECLARE) EDGESEP_PAIR_KERNELS(EDGESEP_DECLARE) EDGESEP_DECLARE_INTEGERS
 #define EDGESEP_MEMBER(name, type) void (*name)(const type*, int64_t, int64_t);
 
 namespace edgesep {
 namespace baseline {
-EDGESEP_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_ALL
 }
 #ifdef EDGESEP_X86
 namespace avx2 {
-EDGESEP_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_ALL
 }
 namespace avx512 {
-EDGESEP_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_ALL
 }
 namespace avx512bf16 {
 EDGESEP_PAIR_KERNELS(EDGESEP_DECLARE)
 }
 namespace avx512vnni {
-EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_INTEGERS
 }
 namespace avxvnni {
-EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_INTEGERS
 }
 #endif
 #ifdef EDGESEP_ARM
 namespace dotprod {
-EDGESEP_INTEGER_KERNELS(EDGESEP_DECLARE)
+EDGESEP_DECLARE_INTEGERS
 }
 #endif
 }  // namespace edgesep
@@ -84,7 +87,7 @@ bool has_avxvnni() {
 
 struct Table {
   const char* isa;
-  int bytes;  // whether it sums products of bytes as such
+  const int* sums_bytes;
   EDGESEP_KERNELS(EDGESEP_MEMBER)
 };
 
@@ -100,20 +103,20 @@ struct Table {
 // The best one first.
 const Table kTables[] = {
 #ifdef EDGESEP_X86
-    {"avx512bf16", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512BF16)
+    {"avx512bf16", &edgesep::avx512vnni::sums_bytes, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512BF16)
                        EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
-    {"avx512vnni", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512)
+    {"avx512vnni", &edgesep::avx512vnni::sums_bytes, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX512) EDGESEP_PAIR_KERNELS(EDGESEP_AVX512)
                        EDGESEP_INTEGER_KERNELS(EDGESEP_AVX512VNNI)},
-    {"avx512", 0, EDGESEP_KERNELS(EDGESEP_AVX512)},
-    {"avxvnni", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
+    {"avx512", &edgesep::avx512::sums_bytes, EDGESEP_KERNELS(EDGESEP_AVX512)},
+    {"avxvnni", &edgesep::avxvnni::sums_bytes, EDGESEP_FLOAT_KERNELS(EDGESEP_AVX2) EDGESEP_PAIR_KERNELS(EDGESEP_AVX2)
                     EDGESEP_INTEGER_KERNELS(EDGESEP_AVXVNNI)},
-    {"avx2", 0, EDGESEP_KERNELS(EDGESEP_AVX2)},
+    {"avx2", &edgesep::avx2::sums_bytes, EDGESEP_KERNELS(EDGESEP_AVX2)},
 #endif
 #ifdef EDGESEP_ARM
-    {"dotprod", 1, EDGESEP_FLOAT_KERNELS(EDGESEP_BASELINE) EDGESEP_PAIR_KERNELS(EDGESEP_BASELINE)
+    {"dotprod", &edgesep::dotprod::sums_bytes, EDGESEP_FLOAT_KERNELS(EDGESEP_BASELINE) EDGESEP_PAIR_KERNELS(EDGESEP_BASELINE)
                     EDGESEP_INTEGER_KERNELS(EDGESEP_DOTPROD)},
 #endif
-    {"baseline", 0, EDGESEP_KERNELS(EDGESEP_BASELINE)},
+    {"baseline", &edgesep::baseline::sums_bytes, EDGESEP_KERNELS(EDGESEP_BASELINE)},
 };
 
 bool supported(const char* isa) {
@@ -170,7 +173,7 @@ int edgesep_use(const char* isa) {
 
 const char* edgesep_instruction_set(void) { return chosen->isa; }
 
-int edgesep_sums_bytes(void) { return chosen->bytes; }
+int edgesep_sums_bytes(void) { return *chosen->sums_bytes; }
 
 #define EDGESEP_EXPORT(name, type) \
   void edgesep_##name(const type* s, int64_t first, int64_t end) { chosen->name(s, first, end); }

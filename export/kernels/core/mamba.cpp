@@ -67,24 +67,21 @@ class Block {
         rough_(s.pairs || s.in_scale),
         direct_(s.in_scale && edgesep_sums_bytes()),
         in_(s.in) {
-    if (!s.in_scale) return;
     const int64_t outputs = s.taps * s.channels, mixed = s.rank + 2 * s.state;
+    for (int way = 0; way < 2; ++way) {
+      states_[way] = matrix(s.states, s.states_scale, way, s.inner, mixed);
+      out_[way] = matrix(s.out, s.out_scale, way, s.inner, outputs);
+    }
+    if (!s.in_scale) return;
     room_ = floats(piece_ * std::max(s.inner, outputs));
     row_steps_ = floats(piece_);
-    for (int way = 0; way < 2; ++way) {
-      states_begin_[way] = begin(of(s.states, way, s.inner / 4, mixed), s.inner, mixed);
-      out_begin_[way] = begin(of(s.out, way, s.inner / 4, outputs), s.inner, outputs);
-    }
-    if (!direct_) in_unfolded_ = floats(4 * unfolded_matrix());
-    for (int half = 0; half < 4; ++half) {
-      const float* const bytes = of(s.in, half, outputs / 4, s.inner);
-      if (direct_)
-        in_begin_[half] = begin(bytes, outputs, s.inner);
-      else
-        unfold_bytes(reinterpret_cast<const int8_t*>(bytes), s.in_scale + half * s.inner, s.channels, s.taps, s.inner,
-                     in_unfolded_.data() + half * unfolded_matrix());
-    }
-    in_ = direct_ ? s.in : in_unfolded_.data();
+    for (int half = 0; half < 4; ++half) halves_[half] = matrix(s.in, s.in_scale, half, outputs, s.inner, direct_);
+    if (direct_) return;
+    in_unfolded_ = floats(4 * unfolded_matrix());
+    for (int half = 0; half < 4; ++half)
+      unfold_bytes(bytes_of(halves_[half]), halves_[half].scale, s.channels, s.taps, s.inner,
+                   in_unfolded_.data() + half * unfolded_matrix());
+    in_ = in_unfolded_.data();
   }
 
   void row(int64_t row) {
@@ -106,25 +103,33 @@ class Block {
     return (blocks + pieces - 1) / pieces * taps;
   }
 
-  // One of some matrices of `inputs` rows of floats, whatever these hold.
-  static const float* of(const float* weight, int which, int64_t inputs, int64_t made) {
-    return weight + which * inputs * rounded(made, EDGESEP_WINDOW_GROUP);
+  // A matrix as window_product.h has it; in bytes if it has a scale, and then with what its sums begin with.
+  struct Matrix {
+    const float *weight, *scale;
+    int64_t inputs, outputs;
+    std::vector<int32_t> begin;
+  };
+
+  static const int8_t* bytes_of(const Matrix& m) { return reinterpret_cast<const int8_t*>(m.weight); }
+
+  // One of some matrices that lie one behind the other.
+  Matrix matrix(const float* weight, const float* scale, int which, int64_t inputs, int64_t outputs, bool met = true) {
+    const int64_t in_a_float = scale ? 4 : s_.pairs ? 2 : 1, wide = rounded(outputs, EDGESEP_WINDOW_GROUP);
+    Matrix made{weight + which * (inputs / in_a_float) * wide, scale ? scale + which * outputs : nullptr, inputs,
+                outputs, {}};
+    if (!scale || !met) return made;
+    made.begin.resize(static_cast<size_t>(wide));
+    const int8_t* unit = bytes_of(made);
+    for (size_t group = 0; group < made.begin.size(); group += EDGESEP_WINDOW_GROUP)
+      for (int64_t i = 0; i < inputs / 4; ++i)
+        for (size_t n = 0; n < EDGESEP_WINDOW_GROUP; ++n, unit += 4)
+          made.begin[group + n] -= 128 * (unit[0] + unit[1] + unit[2] + unit[3]);
+    return made;
   }
 
   // Numbers of a matrix for the fast algorithm of `inner` outputs.
   int64_t unfolded_matrix() const {
     return rounded(s_.inner, kUnfoldedGroup) * edgesep_unfolded_parts(s_.taps) * s_.channels;
-  }
-
-  // What sums of a matrix in bytes begin with.
-  static std::vector<int32_t> begin(const float* weight, int64_t inputs, int64_t outputs) {
-    const int8_t* unit = reinterpret_cast<const int8_t*>(weight);
-    std::vector<int32_t> sums(static_cast<size_t>(rounded(outputs, EDGESEP_WINDOW_GROUP)));
-    for (size_t group = 0; group < sums.size(); group += EDGESEP_WINDOW_GROUP)
-      for (int64_t i = 0; i < inputs / 4; ++i)
-        for (size_t n = 0; n < EDGESEP_WINDOW_GROUP; ++n, unit += 4)
-          sums[group + n] -= 128 * (unit[0] + unit[1] + unit[2] + unit[3]);
-    return sums;
   }
 
   // The row as (length, channels), the factor of each window and the parts of every piece.
@@ -156,23 +161,17 @@ class Block {
     }
   }
 
-  // Where the weight is in pairs, x is made so if they meet as such.
-  void product(const float* x, int64_t rows, int64_t inputs, const float* weight, int64_t outputs, float* y,
-               const float* residual = nullptr) {
+  // Rows of x, one behind the other, times a matrix. In pairs, x is made so where they meet as such.
+  void product(const float* x, int64_t rows, const Matrix& by, float* y, const float* residual = nullptr) {
+    if (by.scale) return product_of_bytes(rounded_to_bytes(x, rows, by.inputs, by.inputs), by, y, residual);
     const bool both = s_.pairs && kPairProducts;
-    if (both) to_pairs(x, rows * inputs, pairs_.data());
+    if (both) to_pairs(x, rows * by.inputs, pairs_.data());
     EdgesepWindows w{};
-    w.x = both ? pairs_.data() : x, w.weight = weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
-    w.rows = w.windows = rows, w.inputs = s_.pairs ? inputs / 2 : inputs, w.taps = 1;
-    w.outputs = outputs, w.pairs = s_.pairs;
+    w.x = both ? pairs_.data() : x, w.weight = by.weight, w.bias = zeros_.data(), w.residual = residual, w.y = y;
+    w.rows = w.windows = rows, w.inputs = s_.pairs ? by.inputs / 2 : by.inputs, w.taps = 1;
+    w.outputs = by.outputs, w.pairs = s_.pairs;
     edgesep_window_product(&w, 0, edgesep_window_rows(&w));
   }
-
-  // A matrix in bytes, what its sums begin with, and its scale.
-  struct Bytes {
-    const float *weight, *scale;
-    const std::vector<int32_t>& begin;
-  };
 
   // `rows` of x, `apart` from one to the next, rounded; what is made of them is multiplied by `scale` (rows), if that is
   // there.
@@ -186,9 +185,9 @@ class Block {
     return w;
   }
 
-  static void product(EdgesepWindows w, const Bytes& by, int64_t outputs, float* y, const float* residual = nullptr) {
-    w.bytes = reinterpret_cast<const int8_t*>(by.weight), w.scale = by.scale, w.begin = by.begin.data();
-    w.residual = residual, w.y = y, w.outputs = outputs;
+  static void product_of_bytes(EdgesepWindows w, const Matrix& by, float* y, const float* residual = nullptr) {
+    w.bytes = bytes_of(by), w.scale = by.scale, w.begin = by.begin.data(), w.outputs = by.outputs;
+    w.residual = residual, w.y = y;
     edgesep_rounded_product(&w, 0, edgesep_window_rows(&w));
   }
 
@@ -199,18 +198,14 @@ class Block {
       unfolded_product(parts_.data() + index * parts_size_, piece_ / s_.taps, s_.channels, s_.taps, weight, made, factor,
                        count, s_.pairs, to);
     };
-    const int64_t numbers = s_.pairs ? 2 : 1;  // in each of a matrix's floats
     const float* const scale = scale_.data() + begin;
     // Rows of u and v: what came before, the piece, what comes after (and was before for the way back).
     if (direct_) {
       const EdgesepWindows w = rounded_to_bytes(x_.data() + begin * s_.channels, count, outputs, s_.channels, scale);
-      const auto half = [&](int i) {
-        return Bytes{of(in_, i, outputs / 4, inner), s_.in_scale + i * inner, in_begin_[i]};
-      };
-      product(w, half(2 * way), inner, u_.data() + history_);
-      product(w, half(2 * way + 1), inner, z_.data());
+      product_of_bytes(w, halves_[2 * way], u_.data() + history_);
+      product_of_bytes(w, halves_[2 * way + 1], z_.data());
     } else {
-      const int64_t half = unfolded_matrix() / numbers;
+      const int64_t half = unfolded_matrix() / (s_.pairs ? 2 : 1);
       unfolded(in_ + 2 * way * half, inner, scale, u_.data() + history_);
       unfolded(in_ + (2 * way + 1) * half, inner, scale, z_.data());
     }
@@ -223,12 +218,7 @@ class Block {
     const float* const kept = u_.data() + (way ? history_ : count * inner);
     std::memmove(u_.data() + (way ? history_ + piece_ * inner : 0), kept, static_cast<size_t>(history_) * sizeof(float));
 
-    if (s_.states_scale)
-      product(rounded_to_bytes(v_.data() + history_, count, inner, inner),
-              {of(s_.states, way, inner / 4, mixed), s_.states_scale + way * mixed, states_begin_[way]}, mixed,
-              mixed_.data());
-    else
-      product(v_.data() + history_, count, inner, of(s_.states, way, inner / numbers, mixed), mixed, mixed_.data());
+    product(v_.data() + history_, count, states_[way], mixed_.data());
     for (int64_t m = 0; m < count; ++m) {
       const float* const from = mixed_.data() + m * mixed;
       std::copy(from, from + rank, steps_.data() + m * rank);
@@ -236,7 +226,8 @@ class Block {
       std::copy(from + rank + state, from + mixed, C_.data() + m * state);
     }
     EdgesepScan r{};
-    r.u = v_.data() + history_, r.low = steps_.data(), r.steps = of(s_.steps, way, rank, inner), r.rank = rank;
+    r.u = v_.data() + history_, r.low = steps_.data(), r.rank = rank;
+    r.steps = s_.steps + way * rank * rounded(inner, EDGESEP_WINDOW_GROUP);
     r.A = s_.A + way * inner * state, r.B = B_.data(), r.C = C_.data();
     r.D = s_.D + way * inner, r.z = z_.data(), r.delta_bias = s_.step_bias + way * inner;
     r.initial_state = r.last_state = state_.data();
@@ -246,14 +237,7 @@ class Block {
     edgesep_scan(&r, 0, edgesep_scan_rows(&r));
 
     if (!way) unfolded(s_.through, outputs, nullptr, made_.data());
-    const float* const residual = way ? nullptr : made_.data();
-    if (s_.out_scale)
-      product(rounded_to_bytes(u_.data() + history_, count, inner, inner),
-              {of(s_.out, way, inner / 4, outputs), s_.out_scale + way * outputs, out_begin_[way]}, outputs,
-              made_.data(), residual);
-    else
-      product(u_.data() + history_, count, inner, of(s_.out, way, inner / numbers, outputs), outputs, made_.data(),
-              residual);
+    product(u_.data() + history_, count, out_[way], made_.data(), way ? nullptr : made_.data());
     for (int64_t m = 0; m < count; ++m) {  // the taps of a window are rows of y that lie side by side
       float* const to = y + (begin + m) * s_.channels;
       for (int64_t i = 0; i < outputs; ++i) to[i] += made_[static_cast<size_t>(m * outputs + i)];
@@ -264,7 +248,7 @@ class Block {
   const int64_t windows_, piece_, history_, parts_size_;
   Floats x_, squares_, scale_, parts_, u_, v_, z_, mixed_, steps_, B_, C_, state_, made_, pairs_, zeros_;
   Floats room_, row_steps_;
-  std::vector<int32_t> in_begin_[4], states_begin_[2], out_begin_[2];
+  Matrix states_[2], out_[2], halves_[4];
   const bool rough_, direct_;  // direct: windows meet bytes
   const float* in_;
   Floats in_unfolded_;

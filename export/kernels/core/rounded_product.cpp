@@ -90,6 +90,9 @@ float step_of(const float* x, int64_t inputs) {
 
 }  // namespace
 
+extern const int sums_bytes;
+const int sums_bytes = kByteProducts;
+
 void rounded_rows(const EdgesepWindows* s, int64_t first, int64_t end) {
   const auto room = [s](int64_t row) { return s->room + row * s->inputs / 4 * Unit::kMet; };
   if (!s->steps)

@@ -112,14 +112,14 @@ bool row(const EdgesepScan& s, int64_t item, int64_t channel) {
     const int64_t steps = std::min(kChunk, s.length - begin);
     Vec dts[kChunk], xs[kChunk], skips[kChunk], gates[kChunk];
     for (int64_t k = 0; k < steps; ++k) {
-      const int64_t at = place(begin + k) * s.channels + channel;
+      const int64_t t = place(begin + k), at = t * s.channels + channel;
       // Steps lie a row of channels apart: too far for the processor to fetch them ahead by itself.
       const int64_t ahead = begin + k + kChunk < s.length ? place(begin + k + kChunk) * s.channels + channel : at;
       if (s.delta) __builtin_prefetch(s.delta + ahead);
       __builtin_prefetch(s.u + ahead);
       if (s.z) __builtin_prefetch(s.z + ahead);
       __builtin_prefetch(s.y + ahead, 1);
-      Vec dt = delta(place(begin + k));
+      Vec dt = delta(t);
       if (s.delta_softplus) dt = softplus<kRough, kBounds == kScaled>(dt);
       const Vec u = load(s.u + at, count);
       if constexpr (kBounds == kFoundOut) {

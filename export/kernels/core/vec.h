@@ -254,17 +254,16 @@ inline Vec sigmoid(Vec x) { return 1.0f / (exp(-x) + 1.0f); }
 
 // A rough one has a relative error of 6e-5 where the processor has an instruction for that.
 template <bool kRough>
-inline Vec inverse(Vec x) {
+inline Vec quotient(Vec a, Vec b) {
 #if defined(__AVX512F__)
-  if constexpr (kRough) return (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+  if constexpr (kRough) return a * (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
 #endif
-  return 1.0f / x;
+  return a / b;
 }
 
 template <bool kRough = false, bool kScaled = false>
 inline Vec silu(Vec z) {
-  const Vec below = exp<kRough, kScaled>(-z) + 1.0f;
-  return kRough ? z * inverse<kRough>(below) : z / below;
+  return quotient<kRough>(z, exp<kRough, kScaled>(-z) + 1.0f);
 }
 
 inline float sum(Vec v) {

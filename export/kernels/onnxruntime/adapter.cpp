@@ -459,7 +459,7 @@ struct Mamba {
     size_t i = 0;
     for (const float** to : edgesep::mamba_inputs(&mamba)) *to = in[i++].data;
     mamba.y = output(api, context, 0, {mamba.rows, mamba.length, mamba.channels});
-    split(api, context, mamba, edgesep_mamba, mamba.rows);
+    split(api, context, mamba, edgesep_mamba, mamba.rows, kFewParts);
   }
 };
 
